@@ -1,0 +1,166 @@
+"""The words that every part of the library speaks: Batch, Localization, Scores, Localizer, and the errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+
+class WsolError(Exception):
+    """A mistake that the reader can mend. Its text is one sentence that says what is wrong and what to do."""
+
+
+class DataMissing(WsolError):
+    """The data set is not on this machine; the text says how to get it."""
+
+
+class DataCorrupt(WsolError):
+    """A file of the data set is damaged; the text names the file."""
+
+
+class SupervisionError(WsolError):
+    """A training split was asked for boxes or masks, which weak supervision forbids."""
+
+
+class RecipeError(WsolError):
+    """A recipe has an unknown or ill-typed key; the text names the key and the nearest right one."""
+
+
+class CheckpointError(WsolError):
+    """A checkpoint belongs to another method or class count, or the file is damaged."""
+
+
+class Batch(TypedDict, total=False):
+    """What a data loader gives a method. Only `image`, `label` and `index` are always there.
+
+    Boxes are `[x0, y0, x1, y1]` in pixels of the transformed image, with the corners that the data set publishes.
+    """
+
+    image: Tensor  # Float[B,3,H,W] in [0,1]
+    label: Tensor  # Int[B]
+    index: Tensor  # Int[B], position in the data set
+    view: Tensor  # Int[B], which augmentation and teacher
+    positive: Tensor  # Float[B,3,H,W], another image of the same class
+    negative: Tensor  # Float[B,3,H,W], an image of another class
+    caption: list[str]
+    pseudo_boxes: list[Tensor]  # Float[N,4] an image
+    pseudo_maps: Tensor  # Float[B,H,W], moved by the same crop and flip as the image
+    boxes: list[Tensor]  # Float[N,4] an image; evaluation only
+    masks: Tensor  # Bool[B,H,W]; evaluation only
+
+
+@dataclass
+class Localization:
+    """Where a method says the object is: a raw score map, predicted boxes, or both.
+
+    `maps` are finite and in any range; only `metrics.Protocol` and the figures normalise them. `boxes` are half-open
+    `[x0, y0, x1, y1)` in pixels of the image the method was given, best first, with `scores` in the same order.
+
+    Raises:
+        ValueError: neither maps nor boxes are given, or the parts disagree on the batch size.
+    """
+
+    logits: Tensor | None = None  # Float[B,K]
+    maps: Tensor | None = None  # Float[B,h,w]
+    boxes: list[Tensor] | None = None  # Float[N,4] an image
+    scores: list[Tensor] | None = None  # Float[N] an image
+
+    def __post_init__(self) -> None:
+        if self.maps is None and self.boxes is None:
+            raise ValueError("a Localization needs maps or boxes")
+        lengths = {len(part) for part in (self.logits, self.maps, self.boxes, self.scores) if part is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"the parts of a Localization disagree on the batch size: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.maps if self.maps is not None else self.boxes)  # type: ignore[arg-type]
+
+    def cpu(self) -> Localization:
+        """The same localization with every tensor detached and on the CPU."""
+        move: Callable[[Any], Any] = lambda x: x.detach().cpu() if isinstance(x, Tensor) else x  # noqa: E731
+        lists = [None if x is None else [move(t) for t in x] for x in (self.boxes, self.scores)]
+        return Localization(move(self.logits), move(self.maps), *lists)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Localization scores in per cent; what is not known is NaN. Meaning of each: `metrics.Evaluator.compute`."""
+
+    max_box_acc: float
+    max_box_acc_v2: float
+    gt_known: float
+    top1_loc: float
+    top5_loc: float
+    gt_known_multi: float
+    top5_loc_multi: float
+    top1_cls: float
+    top5_cls: float
+    tau: float
+    n: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The scores as a plain dictionary, for JSON."""
+        return asdict(self)
+
+
+class Frozen(nn.Module):
+    """A network that others lean on and that never learns: a teacher, an encoder.
+
+    It stays in eval mode, takes no gradient in its weights (gradients pass through it), moves with `.to(device)`,
+    and appears neither in `parameters()` nor in `state_dict()` of the method that holds it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._held = (module.eval().requires_grad_(False),)
+
+    @property
+    def module(self) -> Any:
+        """The network itself."""
+        return self._held[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        self.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Frozen:
+        self.training = False
+        return self
+
+
+class Localizer(nn.Module):
+    """The one interface that every method fulfils; `engine.fit` and `metrics` know nothing else of a method."""
+
+    needs: tuple[str, ...] = ()  # batch keys beyond image, label and index; fit refuses a data view that lacks one
+    uses_labels: bool = True  # False: maps are class-agnostic and `labels` is ignored
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named, already weighted scalar losses; the total is their sum."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.losses(batch)
+
+    def after_step(self) -> None:
+        """Called once per optimiser step: context pools and other running state."""
+
+    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; `recipe` is the `engine.Stage` being trained."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @torch.no_grad()
+    def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
+        """Where the object of class `labels` is; without labels, of the predicted class.
+
+        Args:
+            images: Float[B,3,H,W] in [0,1].
+            labels: Int[B] or None.
+        """
+        raise NotImplementedError
