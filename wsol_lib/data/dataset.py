@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol as Interface
+from typing import Any, BinaryIO, Literal
+from typing import Protocol as Interface
 
 import torch
 from PIL import Image
@@ -109,7 +110,7 @@ class WsolDataset(Dataset):
 
     def _framed_boxes(self, i: int, frame: Frame) -> Tensor:
         if self.view is not None:
-            return self.view.to_frame([self._boxes(i)], self.image_sizes[i : i + 1])[0]
+            return self.view.to_frame([self._boxes(i)], torch.tensor([self.image_size(i)]))[0]
         return frame.boxes(self._boxes(i), self.image_size(i))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -137,6 +138,7 @@ class Subset(WsolDataset):
         self.image_ids = tuple(parent.image_ids[i] for i in indices)
 
     def picture(self, i: int) -> Image.Image:
+        """The original picture, RGB."""
         return self.parent.picture(self.indices[i])
 
     def _boxes(self, i: int) -> Tensor:
@@ -146,16 +148,20 @@ class Subset(WsolDataset):
         return self.parent._mask(self.indices[i])
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path | str, stream: BinaryIO | None = None) -> Image.Image:
     """The RGB picture in a file; grey, palette and CMYK files are converted.
+
+    Args:
+        path: the file, named in errors.
+        stream: where its bytes are if they are not at the path itself (a member of an archive).
 
     Raises:
         DataCorrupt: the file is missing, truncated or no picture; the text names it.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if stream is None else stream) as picture:
             return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"cannot read the picture {path}: {error}") from error
 
 

@@ -50,15 +50,15 @@ class Frame:
         Corners are treated as points: x becomes `x * width / image_width - left`, mirrored about the window.
         """
         left, top, width, _ = self.window
-        scale = boxes.new_tensor([self.width / image_size[0], self.height / image_size[1]] * 2)
-        moved = boxes * scale - boxes.new_tensor([left, top, left, top])
+        size, image = boxes.new_tensor([self.width, self.height] * 2), boxes.new_tensor([*image_size] * 2)
+        moved = boxes * size / image - boxes.new_tensor([left, top, left, top])
         if self.flip:
             moved = torch.stack([width - moved[:, 2], moved[:, 1], width - moved[:, 0], moved[:, 3]], dim=1)
         return moved
 
     def mask(self, mask: Tensor) -> Tensor:
-        """A mask Bool[h,w] of the whole picture, in this frame, by nearest neighbour: Bool[H,W]."""
-        resized = F.interpolate(mask[None, None].float(), (self.height, self.width), mode="nearest-exact")[0, 0]
+        """A mask Bool[h,w] of the whole picture, in this frame, by nearest neighbour as OpenCV takes it: Bool[H,W]."""
+        resized = F.interpolate(mask[None, None].float(), (self.height, self.width), mode="nearest")[0, 0]
         return self._cut(resized) > 0.5
 
     def map(self, score_map: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""Comparisons: recipes, settings and seeds crossed, run one by one, and summed up with intervals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+from tqdm.auto import tqdm
+
+from wsol_lib import distributed
+from wsol_lib.checkpoint import write_text
+from wsol_lib.engine import digest, run
+from wsol_lib.recipe import Recipe, load_recipe
+from wsol_lib.types import RecipeError
+
+SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls")
+
+
+def axis(text: str) -> tuple[str, list[str]]:
+    """A key and the values it takes, from `KEY=A,B,C`; commas inside brackets do not separate.
+
+    Raises:
+        RecipeError: no such form.
+    """
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise RecipeError(f"cannot read {text!r}: write KEY=A,B,C, such as data.options.context_bias=0,0.5,1")
+    depth, parts = 0, [""]
+    for sign in values:
+        depth += (sign in "[{") - (sign in "]}")
+        parts = [*parts, ""] if sign == "," and depth == 0 else [*parts[:-1], parts[-1] + sign]
+    return key, parts
+
+
+def cells(
+    recipes: Sequence[str], overrides: Sequence[str], axes: Mapping[str, Sequence[str]], seeds: Sequence[int]
+) -> Iterator[tuple[dict[str, Any], Recipe]]:
+    """Every recipe at every setting with every seed, and the setting that names it."""
+    for source, values, seed in itertools.product(recipes, itertools.product(*axes.values()), seeds):
+        setting = dict(zip(axes, values, strict=True))
+        chosen = [*overrides, *(f"{key}={value}" for key, value in setting.items()), f"seed={seed}"]
+        yield {"recipe": source, **setting}, load_recipe(source, chosen)
+
+
+def compare(
+    grid: Sequence[tuple[dict[str, Any], Recipe]], file: Path, *, out: str | Path = "runs", device: str | None = None
+) -> dict[str, Any]:
+    """Run every cell of a grid and keep all results in one JSON file, written after each cell.
+
+    Cells that the file holds already are not run again: they are known by the whole recipe, the seed included.
+
+    Args:
+        grid: as `cells` gives it.
+        file: the JSON file; its folder is made if need be.
+        out: folder of all runs, where finished stages are shared.
+
+    Returns:
+        What the file holds: `cells`, and `summary` as `summarise` gives it.
+    """
+    finished = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else {}
+    hidden = None if distributed.rank() == 0 else True
+    for setting, recipe in tqdm(grid, "cells", disable=hidden):
+        key = digest(recipe.model_dump(mode="json"))
+        if key not in finished:
+            result = run(recipe, out, device=device, progress=False)
+            if result.results is None:
+                raise RecipeError(f"{recipe.name} measures nothing: give it the key evaluate")
+            finished[key] = {"setting": setting, **result.results}
+            write_text(file, json.dumps({"cells": finished, "summary": summarise(finished.values())}, indent=2) + "\n")
+    return {"cells": finished, "summary": summarise(finished.values())}
+
+
+def summarise(finished: Any) -> list[dict[str, Any]]:
+    """For each setting, the mean of each score over seeds and the half width of its 95 % interval (Student's t).
+
+    The half width is None for one seed. Scores that are not known are left out.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in finished:
+        groups.setdefault(json.dumps(cell["setting"], sort_keys=True), []).append(cell)
+    return [_summary(group) for group in groups.values()]
+
+
+def _summary(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    columns = {name: [cell["scores"][name] for cell in group] for name in SCORES}
+    known = {name: values for name, values in columns.items() if None not in values}
+    return {
+        "setting": group[0]["setting"],
+        "seeds": sorted(cell["seed"] for cell in group),
+        "scores": {name: {"mean": statistics.fmean(v), "half_width": half_width(v)} for name, v in known.items()},
+    }
+
+
+def half_width(values: Sequence[float], confidence: float = 0.95) -> float | None:
+    """Half the width of the interval of a mean, from Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))

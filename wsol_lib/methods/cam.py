@@ -1,0 +1,183 @@
+"""Class activation maps: a classifier that never saw a box, asked where it looks.
+
+Zhou et al. 2016 train a classifier whose last two steps are a global average and a linear layer. With `f_k(x, y)` the
+activation of channel k at a place, the logit of class c is, but for its bias, (their eq. 1)
+
+    S_c = sum_k w[c,k] F_k,     F_k = mean over (x, y) of f_k(x, y)
+
+(they write the sum for the mean, which is a constant factor). The two sums may be swapped: S_c is the mean of a map
+
+    M_c(x, y) = sum_k w[c,k] f_k(x, y)     (their eq. 2)
+
+which says how much each place speaks for class c. Nothing is trained for localization: the loss is cross-entropy on
+image labels, and the map is read off.
+
+Grad-CAM (Selvaraju et al. 2017) and its kin replace `w` by gradients of the logit, so that any layer of any classifier
+has a map. At the pooled layer the gradient of S_c is `w[c,k] / (h w)` everywhere: CAM, Grad-CAM and HiResCAM draw the
+same map up to that factor and the ReLU. They part at earlier layers. Equations of each: `wsol_lib.maps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsol_lib import maps
+from wsol_lib.backbones import Backbone
+from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError
+
+GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad-cam": maps.grad_cam,
+    "grad-cam++": maps.grad_cam_pp,
+    "xgrad-cam": maps.xgrad_cam,
+    "layer-cam": maps.layer_cam,
+    "hires-cam": maps.hires_cam,
+}
+VARIANTS = ("cam", *GRADIENT, "score-cam", "mean-activation")
+
+
+class PooledHead(nn.Linear):
+    """A linear classifier over the global average of one stage's map, after dropout."""
+
+    def __init__(self, stage: str, channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__(channels, classes)
+        self.stage, self.dropout = stage, dropout
+
+    def forward(self, found: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """Maps of the backbone to logits Float[B,K]."""
+        pooled = found[self.stage].mean((2, 3))  # [B,C]
+        return super().forward(F.dropout(pooled, self.dropout, self.training))
+
+
+class OwnHead(nn.Module):
+    """The backbone's own classifier, whatever it pools, cut to some of its classes."""
+
+    indices: Tensor
+
+    def __init__(self, indices: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices)
+
+    def forward(self, found: dict[str, Tensor]) -> Tensor:
+        """Outputs of the backbone to logits Float[B,K]."""
+        return found["logits"][:, self.indices]
+
+
+class CAM(Localizer):
+    """A classifier and the class activation map of its label, by one of the `VARIANTS`.
+
+    Args:
+        backbone: returns `stage`, and the deeper stage that the classifier pools, if they differ.
+        classes: number K of classes.
+        variant: "cam"; a gradient variant; "score-cam" (C forward passes an image); or "mean-activation", the mean over
+            channels, which knows no class.
+        stage: where the map is read. "cam" needs the stage that the classifier pools: the deepest of the backbone.
+        dropout: of the pooled features, in training.
+        freeze_backbone: only the head learns; the backbone stays in eval mode, out of the checkpoint.
+
+    Raises:
+        RecipeError: unknown variant, a stage the backbone does not return, or "cam" at a stage that is not pooled.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        variant: str = "cam",
+        stage: str = "last",
+        dropout: float = 0.0,
+        freeze_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise RecipeError(f"there is no variant {variant!r} of CAM: choose one of {', '.join(VARIANTS)}")
+        if stage not in backbone.channels:
+            raise RecipeError(f"the backbone returns no map {stage!r}: create it with stages=({stage!r}, ...)")
+        pooled = list(backbone.channels)[-1]
+        self.variant, self.stage = variant, stage
+        self.uses_labels = variant != "mean-activation"
+        self.backbone = Frozen(backbone) if freeze_backbone else backbone
+        self.head: nn.Module = PooledHead(pooled, backbone.channels[pooled], classes, dropout)
+        self._check_pooled()
+
+    def _check_pooled(self) -> None:
+        """CAM's weights belong to one map only: the one that the classifier averages."""
+        pooled = getattr(self.head, "stage", None)
+        if self.variant == "cam" and pooled != self.stage:
+            where = f"pools {pooled!r}" if pooled else "is the backbone's own"
+            raise RecipeError(
+                f"CAM cannot be read at {self.stage!r}, for the classifier {where}: take the pooled stage, or a "
+                'gradient variant such as "layer-cam"'
+            )
+
+    @classmethod
+    def pretrained(cls, backbone: Backbone, indices: Tensor | None = None, **options: Any) -> CAM:
+        """A localizer with the backbone's pretrained classifier; nothing need be trained.
+
+        Args:
+            backbone: made with weights that bring a classifier. If `logits` is among its stages the network's own
+                classifier is used as it is (class tokens too); else its weights are put over the mean of `last`.
+            indices: Int[K], which of its classes are classes 0 to K-1 here; None keeps all.
+            **options: as for the constructor.
+
+        Raises:
+            CheckpointError: there is no pretrained classifier, or it does not average the map `last`.
+            RecipeError: as for the constructor.
+        """
+        own = "logits" in backbone.stages
+        weight, bias = backbone.classifier() if own else backbone.head()
+        indices = torch.arange(len(weight)) if indices is None else indices
+        model = cls(backbone, len(indices), **options)
+        if own:
+            model.head = OwnHead(indices)
+        else:
+            model.head.load_state_dict({"weight": weight[indices], "bias": bias[indices]})
+        model._check_pooled()
+        return model
+
+    @property
+    def network(self) -> Backbone:
+        """The backbone, frozen or not."""
+        return self.backbone.module if isinstance(self.backbone, Frozen) else self.backbone
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the image label: `classification`."""
+        logits = self.head(self.network(batch["image"]))  # [B,K]
+        return {"classification": F.cross_entropy(logits, batch["label"])}
+
+    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
+        """The backbone at the recipe's learning rate, the head at `head_rate` times it."""
+        parts = [(self.backbone, 1.0), (self.head, recipe.head_rate)]
+        learned = [([p for p in part.parameters() if p.requires_grad], scale) for part, scale in parts]
+        return [{"params": parameters, "lr_scale": scale} for parameters, scale in learned if parameters]
+
+    def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
+        """Logits and the map of each label, or of the predicted class, at the size of the stage's grid.
+
+        Gradient variants switch gradients on for themselves, from the stage upwards only, also under `torch.no_grad`
+        and `torch.inference_mode`; they leave no `.grad` and no graph behind.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            inputs = self.network.normalize(images.clone() if images.is_inference() else images)
+            found = self.network.features(inputs, leaf=self.stage if self.variant in GRADIENT else None)
+            with torch.set_grad_enabled(self.variant in GRADIENT):
+                logits = self.head(found)  # [B,K]
+                chosen = logits.argmax(1) if labels is None else labels  # [B]
+                score_maps = self._maps(inputs, found, logits, chosen)  # [B,h,w]
+        return Localization(logits.detach(), score_maps.detach())
+
+    def _maps(self, inputs: Tensor, found: dict[str, Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+        activations = found[self.stage]  # [B,C,h,w]
+        if self.variant == "cam":
+            return maps.cam(activations, self.head.weight, labels)  # type: ignore[arg-type]
+        if self.variant == "mean-activation":
+            return activations.mean(1)
+        if self.variant == "score-cam":
+            return maps.score_cam(activations, lambda x: self.head(self.network.features(x)), inputs, labels)
+        scores = logits.gather(1, labels[:, None])[:, 0]  # [B]
+        return GRADIENT[self.variant](activations.detach(), maps.gradients(scores, activations))
