@@ -90,6 +90,7 @@ def both(tmp_path_factory):
     return [*together(everything, folder), folder]
 
 
+@pytest.mark.slow
 def test_ranks_know_themselves(both):
     assert [(report["rank"], report["world"]) for report in both[:2]] == [(0, 2), (1, 2)]
     assert both[0]["gathered"] == both[1]["gathered"] == [("rank", 0), ("rank", 1)]
@@ -113,6 +114,7 @@ def test_an_empty_mean_is_0_and_its_gradient_too():
     assert torch.equal(y.grad, torch.zeros(3))
 
 
+@pytest.mark.slow
 def test_global_mean_over_uneven_and_empty_parts(both):
     for report in both[:2]:
         assert report["weighted"] == pytest.approx((1 + 2 + 4 + 2 * 8) / 5)
@@ -120,6 +122,7 @@ def test_global_mean_over_uneven_and_empty_parts(both):
         assert report["none"] == 0
 
 
+@pytest.mark.slow
 def test_the_mean_gradient_over_ranks_is_that_of_one_process(both):
     # d/dx (mean)^2 = 2 * mean / 4; a distributed wrapper divides by the world size, so a rank's share is twice that
     expected = 2 * (15 / 4) / 4 * 2
@@ -127,6 +130,7 @@ def test_the_mean_gradient_over_ranks_is_that_of_one_process(both):
         assert torch.allclose(report["mean_gradient"], torch.full_like(report["mean_gradient"], expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "parts", "area", "norm"])
 def test_two_processes_equal_one(both, case):
     method = {"area": BatchArea, "norm": lambda: Teacher(norm=True).eval_norm()}.get(case, Teacher)
@@ -136,6 +140,7 @@ def test_two_processes_equal_one(both, case):
         assert report[case]["losses"] == pytest.approx(alone["losses"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_rank_wrote_a_checkpoint_that_one_process_reads(both):
     method = Teacher()
     restore(both[2] / "checkpoint.safetensors", method)

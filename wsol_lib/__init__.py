@@ -16,6 +16,7 @@ def setup(seed: int = 0, threads: int = 2) -> None:
         threads: of torch's CPU kernels; sums depend on it in the last bits, so it is fixed too.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning stall on a busy machine
     import numpy
     import torch
 

@@ -110,7 +110,10 @@ def _pattern(label: Pixels, p: np.uint32, row: np.uint32) -> np.uint32:
 
 
 @njit(cache=True, nogil=True)
-def _grow(record: Ints, i: np.uint32, x0: int, y0: int, x1: int, y1: int, first: int, size: int) -> None:
+def _grow(
+    record: Ints, i: np.uint32, x0: np.int32, y0: np.int32, x1: np.int32, y1: np.int32, first: np.int32, size: np.int32
+) -> None:
+    """Widen component i by a box, its first pixel and its size."""
     record[i, X0] = min(record[i, X0], x0)
     record[i, Y0] = min(record[i, Y0], y0)
     record[i, X1] = max(record[i, X1], x1)
@@ -237,7 +240,7 @@ def _holes(grid: Ints, filled: Ints, order: Pixels, bits: int, count: int) -> In
 
 @njit(cache=True, nogil=True)
 def _largest(nodes: Ints, count: int, mode: int) -> Ints:
-    """The largest node of each level, Int[count,8], with LOW = k and HIGH = k + 1; zeros for a level that shows none."""
+    """The largest node of each level, Int[count,8], with LOW = k and HIGH = k + 1; zeros where none is shown."""
     best = np.zeros((count, 8), np.int32)
     best[:, SIZE] = -1
     for i in range(nodes.shape[0]):
@@ -256,7 +259,7 @@ def _largest(nodes: Ints, count: int, mode: int) -> Ints:
 
 @njit(cache=True, nogil=True)
 def components(levels: NDArray[np.uint16], count: int, mode: int, everything: bool) -> tuple[Ints, Ints]:
-    """What the levels 0 <= k < count of UInt16[h,w] show: all nodes Int[n,8], and the largest of each level Int[count,8].
+    """What the levels 0 <= k < count of UInt16[h,w] show: all nodes Int[n,8], the largest of each level Int[count,8].
 
     The largest is by polygon area (CONTOUR, 8-connected; the outlines of holes are among all nodes), by pixels
     (PIXELS, 8-connected; a tie goes to the first in reading order) or by area of the bounding box (BBOX, 4-connected,

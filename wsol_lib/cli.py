@@ -126,7 +126,8 @@ def predict(
 
     localizer, classes, frame = default_network() if source is None else trained_network(source, runs)
     wanted = None if name is None else class_number(name, classes)
-    found, faults = [], 0
+    found: list[dict[str, Any]] = []
+    faults = 0
     for path in images:
         try:
             picture = open_photo(path)
@@ -222,7 +223,7 @@ def trained_network(source: str, out: Path) -> tuple[Any, tuple[str, ...], Any]:
 
 
 def figure_path(photo: Path, out: Path | None, taken: list[str]) -> Path:
-    """Where the figure of a photograph goes: beside it or in a folder, as `NAME.wsol.png`, numbered if that is taken."""
+    """Where a figure goes: beside the photograph or in a folder, as `NAME.wsol.png`, numbered if that is taken."""
     folder = photo.parent if out is None else out
     names = (f"{photo.stem}{number}.wsol.png" for number in ("", *(f"-{i}" for i in range(2, len(taken) + 3))))
     return next(folder / name for name in names if str(folder / name) not in taken)

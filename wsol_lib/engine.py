@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 WEIGHTS = "weights.safetensors"
+MAKERS = {"pretrained": "pretrained", "probe": "probed"}  # a stage's head to the class method that makes it
 INTERVALS = ("gt_known", "top1_loc", "top5_loc")
 
 
@@ -165,6 +166,10 @@ def build(stage: Stage, data: WsolDataset, earlier: Mapping[str, Localizer] | No
     arguments: dict[str, Any] = {**stage.args, **(earlier or {})}
     if stage.backbone is not None:
         arguments["backbone"] = _call(create, f"{place}.backbone", **stage.backbone)
+    if stage.head != "new" and not hasattr(kind, MAKERS[stage.head]):
+        raise RecipeError(f"the method {stage.method!r} takes no {stage.head} head; leave out head: {stage.head}")
+    if stage.head == "probe":
+        return _call(kind.probed, f"{place}.args", data=data, **arguments)
     if stage.head == "pretrained":
         return _call(kind.pretrained, f"{place}.args", indices=imagenet_indices(_wnids(data)), **arguments)
     if hasattr(kind, "from_data"):
@@ -192,6 +197,7 @@ def evaluate(
         limit: measure only so many pictures, evenly spread over the data set.
 
     Raises:
+        SupervisionError: it is a training split.
         ValueError: the data set is seen through another view than `protocol`.
     """
     dataset = _through(dataset, protocol, limit)
@@ -224,6 +230,8 @@ def _through(dataset: WsolDataset, protocol: Protocol, limit: int | None) -> Wso
     n = len(dataset)
     kept = range(n) if limit is None or limit >= n else torch.linspace(0, n - 1, limit).long().tolist()
     seen = dataset.subset(kept)
+    if not seen.may_see_boxes:
+        seen.boxes(0)  # says why
     seen.view = protocol
     return seen
 

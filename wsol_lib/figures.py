@@ -142,6 +142,8 @@ def gallery(
 def _draw_picture(axes: Axes, image: Tensor) -> None:
     height, width = image.shape[-2:]
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+    edge = 0.012 * max(height, width)  # so that a box on the border is seen whole
+    axes.set(xlim=(-edge, width + edge), ylim=(height + edge, -edge))
 
 
 @dataclass(frozen=True)

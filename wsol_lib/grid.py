@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from wsol_lib import distributed
 from wsol_lib.checkpoint import write_text
 from wsol_lib.engine import digest, run
-from wsol_lib.recipe import Recipe, load_recipe
+from wsol_lib.recipe import Recipe, load_recipe, nearest
 from wsol_lib.types import RecipeError
 
 SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls")
@@ -103,3 +104,18 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float | Non
         return None
     quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def read(name: str) -> dict[str, Any]:
+    """A comparison that comes with the library, such as `cam_family_cub`: what `compare` wrote.
+
+    Raises:
+        RecipeError: there is none of that name; the text offers the nearest.
+    """
+    folder = Path(str(resources.files("wsol_lib"))) / "results"
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        raise RecipeError(
+            f"there are no results {name!r}{nearest(name, [path.stem for path in folder.glob('*.json')])}"
+        )
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How well boxes and maps localize: protocols, streaming scores, pixel scores, and the floors that no method may ignore."""
+"""How well boxes and maps localize: protocols, streaming scores, pixel scores, and the trivial floors."""
 
 from __future__ import annotations
 
@@ -170,7 +170,21 @@ class Protocol:
     def _resize(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.interpolation == "none":
             return scores
-        return cv2.resize(scores, (self.side, self.side), interpolation=CV2_MODES[self.interpolation])
+        resized = cv2.resize(scores, (self.side, self.side), interpolation=CV2_MODES[self.interpolation])
+        return resized.astype(np.float64, copy=False)
+
+    def box(self, score_map: Array | Tensor) -> Tensor:
+        """The single box that this protocol draws from a raw map at its own tau: Float[4], in pixels of the frame.
+
+        Args:
+            score_map: Float[h,w], any range; what is constant or not finite gives [0, 0, 0, 0].
+
+        Raises:
+            ValueError: tau is chosen over many pictures ("best", "cross-fit").
+        """
+        if self.tau in ("best", "cross-fit"):
+            raise ValueError(f'tau="{self.tau}" is chosen over many pictures: for one box, give a number or "otsu"')
+        return torch.from_numpy(_boxes(self, np.asarray(score_map))[-1])
 
     def beats(self, ious: Array, delta: float, top_k: bool = False) -> NDArray[np.bool_]:
         """Where an IoU is a hit at `delta`; `top_k` asks for the rule of Top-1 and Top-5 Loc."""
@@ -267,7 +281,7 @@ def _means_above(scores: NDArray[np.float64], cuts: NDArray[np.float64]) -> NDAr
 
 
 def _scale_and_limit(protocol: Protocol, shape: tuple[int, ...], image_size: Array | None) -> tuple[Array, Array]:
-    """What turns a box on a map of `shape` into one of the frame, or of the original picture: factors and last values."""
+    """What turns a box on a map of `shape` into one of the frame or the original picture: factors, last values."""
     scale = np.tile([protocol.side / shape[1], protocol.side / shape[0]], 2)
     limit = np.full(4, protocol.side - 1.0 if protocol.box_end == "clipped" else np.inf)
     zoom = _zoom(protocol, image_size)
@@ -281,6 +295,15 @@ def _zoom(protocol: Protocol, image_size: Array | None) -> NDArray[np.float64]:
     if image_size is None:
         raise ValueError("this protocol measures in pixels of the original picture: give update() the image_sizes")
     return np.tile(np.asarray(image_size, float) / protocol.resize, 2)
+
+
+def _boxes(protocol: Protocol, raw: Array) -> NDArray[np.float64]:
+    """The single box of a raw map at each threshold of the protocol, in pixels of the frame: Float[T,4]."""
+    scores = protocol.normalize(raw)
+    levels, count, columns = _levels_of(protocol, scores)
+    largest = _levels.components(levels, count, MODES[protocol.component], False)[1]
+    scale, limit = _scale_and_limit(replace(protocol, original_pixels=False), scores.shape, None)
+    return np.minimum(largest[columns, :4] * scale, limit)
 
 
 def _map_overlaps(protocol: Protocol, raw: Array, targets: Array, image_size: Array | None) -> _Overlaps:
@@ -315,7 +338,9 @@ def _checked_targets(boxes: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     targets = [torch.as_tensor(b).detach().cpu().double().numpy().reshape(-1, 4) for b in boxes]
     for i, target in enumerate(targets):
         if not np.isfinite(target).all() or (target[:, 2:] < target[:, :2]).any():
-            raise ValueError(f"ground-truth box of picture {i} in the batch is inverted or not finite: {target.tolist()}")
+            raise ValueError(
+                f"ground-truth box of picture {i} in the batch is inverted or not finite: {target.tolist()}"
+            )
     return targets
 
 
@@ -400,22 +425,21 @@ class Evaluator:
             columns = self._columns() if found.boxes is None else np.array([np.nan])
             single, multi = (np.stack([getattr(o, kind) for o in overlaps]) for kind in ("single", "multi"))
             self._add(columns, single, multi, ranks, positions)
+            self._indexed = index is not None
 
     def _new_positions(self, n: int, index: Tensor | None) -> tuple[list[int], NDArray[np.int64]]:
         """Which pictures of the batch are new, and their positions in the data set."""
         if self._indexed not in (None, index is not None):
             raise ValueError("give update() the index of every batch or of none")
-        self._indexed = index is not None
         places = range(len(self), len(self) + n) if index is None else [int(i) for i in index]
-        keep = []
-        for i, place in enumerate(places):
-            if place >= 0 and place not in self._seen:
-                keep.append(i)
-                self._seen.add(place)
+        first = {place: i for i, place in reversed(list(enumerate(places)))}
+        keep = [i for i, place in enumerate(places) if place >= 0 and place not in self._seen and first[place] == i]
         return keep, np.array([places[i] for i in keep], np.int64)
 
     def _columns(self) -> NDArray[np.float64]:
-        own = {"otsu": [np.nan]}.get(self.protocol.tau, []) if isinstance(self.protocol.tau, str) else [self.protocol.tau]
+        own = (
+            {"otsu": [np.nan]}.get(self.protocol.tau, []) if isinstance(self.protocol.tau, str) else [self.protocol.tau]
+        )
         return np.append(self.protocol.grid, own)
 
     def _overlaps(
@@ -450,6 +474,7 @@ class Evaluator:
         parts |= {"rank": ranks, "position": positions, "iou": (255 * single).astype(np.uint8)}
         for name, values in parts.items():
             self._parts.setdefault(name, []).append(values)
+        self._seen.update(positions.tolist())
 
     def merge(self, other: Evaluator) -> Evaluator:
         """Add the pictures of another evaluator of the same protocol (say, of another process); returns itself.
@@ -520,7 +545,9 @@ class Evaluator:
         """
         known = {"gt_known": 0, "top1_loc": 1, "top5_loc": 5, "gt_known_multi": 0, "top5_loc_multi": 5}
         if score not in known and score not in ("top1_cls", "top5_cls"):
-            raise ValueError(f"there is no score {score!r} for each picture; there are {', '.join(known)}, top1_cls, top5_cls")
+            raise ValueError(
+                f"there is no score {score!r} for each picture; there are {', '.join(known)}, top1_cls, top5_cls"
+            )
         if not len(self):
             return None
         top = int(score[3]) if score.endswith("_cls") else known[score]
@@ -647,11 +674,7 @@ def _gaussian_boxes(protocol: Protocol) -> NDArray[np.float64]:
     """The box of a centred Gaussian map at each threshold of the protocol's grid: Float[T,4]."""
     x = np.arange(protocol.side) - (protocol.side - 1) / 2
     line = np.exp(-((4 * x / protocol.side) ** 2) / 2)
-    scores = protocol.normalize(np.outer(line, line))
-    levels, count, columns = _levels_of(protocol, scores)
-    largest = _levels.components(levels, count, MODES[protocol.component], False)[1]
-    scale, limit = _scale_and_limit(replace(protocol, original_pixels=False), scores.shape, None)
-    return np.minimum(largest[columns, :4] * scale, limit)
+    return _boxes(protocol, np.outer(line, line))
 
 
 def _constant_scores(
@@ -664,7 +687,9 @@ def _constant_scores(
         part, size = targets[start : start + chunk], sizes[start : start + chunk]
         zoom = np.stack([_zoom(protocol, s) for s in size])  # [B,4]
         owner = np.repeat(np.arange(len(part)), [len(t) for t in part])
-        ious = _pairwise((distinct * zoom[owner, None]), (np.concatenate(part) * zoom[owner])[:, None], float(protocol.inclusive_iou))
+        ious = _pairwise(
+            (distinct * zoom[owner, None]), (np.concatenate(part) * zoom[owner])[:, None], float(protocol.inclusive_iou)
+        )
         best = np.zeros((len(part), len(distinct)))
         np.maximum.at(best, owner, ious)
         best = best[:, columns.ravel()]
@@ -676,9 +701,11 @@ def _constant_scores(
 def _pixel_counts(
     maps: Tensor, masks: Tensor, ignore: Tensor | None, interval: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Object and other pixels of all maps with scores from each threshold up: Float[T] each, highest threshold first."""
+    """Object and other pixels with scores from each threshold up: Float[T] each, highest threshold first."""
     if maps.shape != masks.shape or (ignore is not None and ignore.shape != maps.shape):
-        raise ValueError(f"maps, masks and ignore masks have one shape; these are {tuple(maps.shape)} and {tuple(masks.shape)}")
+        raise ValueError(
+            f"maps, masks and ignore masks have one shape; these are {tuple(maps.shape)} and {tuple(masks.shape)}"
+        )
     scores, truth = maps.detach().cpu().double().numpy(), masks.cpu().numpy() > 0
     if not (scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1):
         raise ValueError("scores for pixels lie in [0,1]: normalise the maps first (wsol_lib.maps.normalize)")

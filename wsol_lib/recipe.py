@@ -127,7 +127,8 @@ class Stage(Training):
         method: a key of `wsol_lib.methods.METHODS`.
         args: for the method's constructor.
         backbone: for `wsol_lib.backbones.create`; None for a method that takes no backbone.
-        head: "pretrained" takes the backbone's own classifier, cut to the ImageNet classes of the data.
+        head: "pretrained" takes the backbone's own classifier, cut to the ImageNet classes of the data; "probe" fits a
+            logistic regression to the labels on frozen features.
         needs: constructor argument -> name of an earlier stage, handed over trained, frozen and in eval mode.
         views: wrap the training data, the first one innermost.
     """
@@ -136,7 +137,7 @@ class Stage(Training):
     method: str
     args: dict[str, Any] = {}
     backbone: dict[str, Any] | None = None
-    head: Literal["new", "pretrained"] = "new"
+    head: Literal["new", "pretrained", "probe"] = "new"
     needs: dict[str, str] = {}
     views: tuple[View, ...] = ()
 

@@ -24,10 +24,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from wsol_lib import maps
 from wsol_lib.backbones import Backbone
+from wsol_lib.data.dataset import WsolDataset, collate
 from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError
 
 GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -139,6 +142,36 @@ class CAM(Localizer):
             model.head.load_state_dict({"weight": weight[indices], "bias": bias[indices]})
         model._check_pooled()
         return model
+
+    @classmethod
+    def probed(cls, backbone: Backbone, data: WsolDataset, *, strength: float = 1.0, **options: Any) -> CAM:
+        """A localizer with a frozen backbone whose head is fitted to the labels of `data` at once, without steps.
+
+        The head is the logistic regression, with an L2 penalty, of the labels on the pooled features of the pictures
+        as they are (no crops, no flips): a linear probe.
+
+        Args:
+            backbone: made with weights; it does not change.
+            data: pictures of one size.
+            strength: C of `sklearn.linear_model.LogisticRegression`; smaller is a stronger penalty.
+            **options: as for the constructor.
+        """
+        model = cls(backbone, len(data.classes), freeze_backbone=True, **options)
+        features, labels = model._pooled(data)
+        regression = LogisticRegression(C=strength, max_iter=2000).fit(features.numpy(), labels.numpy())
+        model.head.load_state_dict(
+            {"weight": torch.tensor(regression.coef_), "bias": torch.tensor(regression.intercept_)}
+        )
+        return model
+
+    @torch.no_grad()
+    def _pooled(self, data: WsolDataset) -> tuple[Tensor, Tensor]:
+        """Pooled features Float[N,C] of all pictures, and their labels Int[N]."""
+        batches = DataLoader(data, batch_size=64, collate_fn=collate)
+        stage = self.head.stage
+        parts = [(self.network(batch["image"])[stage].mean((2, 3)), batch["label"]) for batch in batches]
+        features, labels = zip(*parts, strict=True)
+        return torch.cat(features), torch.cat(labels)
 
     @property
     def network(self) -> Backbone:

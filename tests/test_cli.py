@@ -1,0 +1,243 @@
+"""The command `wsol`, from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from wsol_lib import cli, grid
+from wsol_lib.photo import class_number, keep_aspect, open_photo
+from wsol_lib.recipe import load_recipe, recipe_names
+from wsol_lib.types import DataCorrupt, DataMissing, RecipeError, WsolError
+
+runner = CliRunner()
+SMALL = ["--set", "data.options.n=32", "--set", "evaluate.options.n=12", "--set", "stages.0.epochs=1"]
+
+
+def wsol(*arguments, code=0):
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def photo(tmp_path):
+    from skimage.data import chelsea
+
+    path = tmp_path / "cat.jpg"
+    Image.fromarray(chelsea()).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    wsol("train", "smoke", "--out", folder, "--device", "cpu", *SMALL)
+    return folder
+
+
+def test_help_is_quick_and_loads_no_torch():
+    start = time.perf_counter()
+    code = "import sys; from wsol_lib.cli import app\ntry: app(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "predict" in done.stdout and "compare" in done.stdout
+    assert time.perf_counter() - start < 3  # 0.2 s on a machine at rest
+
+
+def test_recipes_are_listed_and_shown():
+    assert wsol("recipes", "list").output.split() == recipe_names()
+    assert "name: scenes/cam" in wsol("recipes", "show", "scenes/cam").output
+
+
+def test_a_mistake_is_one_sentence_and_exit_status_2(tmp_path):
+    result = wsol("train", "scenes/cma", code=2)
+    assert result.stderr.strip() == "Error: there is no recipe 'scenes/cma'; did you mean 'scenes/cam'?"
+    result = wsol("train", "smoke", "--set", "stages.0.epoch=3", "--out", tmp_path, code=2)
+    assert "did you mean 'epochs'" in result.stderr and "Traceback" not in result.output
+    assert "not trained" in wsol("evaluate", "smoke", "--out", tmp_path, code=2).stderr
+
+
+def test_data_is_handed_on():
+    assert "scenes" in wsol("data", "list").output
+    assert wsol("data", "--help").output
+
+
+@pytest.mark.slow
+def test_train_measures_and_evaluate_reads_the_run(runs):
+    (folder,) = runs.glob("smoke-*")
+    written = json.loads((folder / "results.json").read_text())
+    assert written["n"] == 12
+    again = wsol("train", "smoke", "--out", runs, "--device", "cpu", *SMALL)
+    assert "centred Gaussian" in again.output and str(folder) in again.output
+    measured = json.loads(wsol("evaluate", folder, "--limit", 5, "--device", "cpu", "--json").output)
+    assert measured["n"] == 5 and measured["recipe"]["data"] == written["recipe"]["data"]
+    other = wsol("evaluate", folder, "--protocol", "ted-loc", "--device", "cpu")
+    assert "protocol ted-loc" in other.output
+    assert "did you mean 'psol'" in wsol("evaluate", folder, "--protocol", "pso", code=2).stderr
+
+
+@pytest.mark.slow
+def test_predict_with_a_trained_run(runs, photo):
+    (folder,) = [path for path in runs.glob("smoke-*") if json.loads((path / "results.json").read_text())["n"] == 12]
+    found = json.loads(wsol("predict", photo, "--run", folder, "--json", "--top", 2).output)
+    assert len(found[0]["top"]) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_trains_with_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wsol_lib"]
+    command += ["train", "smoke", "--device", "cpu", "--out", str(tmp_path), *SMALL]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results:") == 1
+    (results,) = tmp_path.glob("smoke-*/results.json")
+    written = json.loads(results.read_text())
+    assert written["n"] == 12 and written["hardware"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_predict_draws_names_and_skips(photo, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(photo.read_bytes()[:2000])
+    result = wsol("predict", photo, bad, tmp_path / "absent.png", code=1)
+    assert "Egyptian cat" in result.stdout and len(re.findall(r"^ +[\d.]+ %", result.stdout, re.M)) == 5
+    assert "bad.jpg" in result.stderr and "absent.png" in result.stderr
+    with Image.open(tmp_path / "cat.wsol.png") as figure:
+        assert figure.width > 600
+
+
+@pytest.mark.slow
+def test_predict_json_boxes_lie_in_the_upright_photo(photo, tmp_path):
+    turned, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6  # the camera says: turn by 90 degrees
+    with Image.open(photo) as upright:
+        upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
+        width, height = upright.size
+    output = wsol("predict", photo, turned, "--class", "tabby", "--json", "--out", tmp_path / "figures").output
+    one, two = json.loads(output)
+    assert one["class"] == two["class"] == "tabby, tabby cat"
+    assert one["box"] == pytest.approx(two["box"], abs=12)
+    x0, y0, x1, y1 = one["box"]
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cat.wsol.png", "turned.wsol.png"]
+
+
+def test_predict_refuses_an_unknown_class(photo):
+    assert "did you mean 'tabby cat'" in wsol("predict", photo, "--class", "taby cat", code=2).stderr
+
+
+def test_photos_are_read_or_refused(tmp_path):
+    grey = tmp_path / "grey.png"
+    Image.new("L", (9, 5), 7).save(grey)
+    assert open_photo(grey).mode == "RGB"
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(DataCorrupt, match=r"text\.jpg"):
+        open_photo(tmp_path / "text.jpg")
+    with pytest.raises(DataMissing):
+        open_photo(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (451, 300), (3000, 4000), (10, 2000), (64, 64)])
+def test_keep_aspect_bounds_both_sides(size):
+    frame = keep_aspect(size)
+    assert frame.width % 32 == frame.height % 32 == 0
+    assert 224 <= min(frame.width, frame.height) <= max(frame.width, frame.height) <= 3 * 224
+    if max(size) < 2 * min(size):
+        assert frame.width / frame.height == pytest.approx(size[0] / size[1], rel=0.08)
+
+
+def test_class_numbers():
+    classes = ("tabby, tabby cat", "crane")
+    assert [class_number(name, classes) for name in ("Tabby Cat", "tabby", "1", " crane ")] == [0, 0, 1, 1]
+    with pytest.raises(WsolError, match="no class 'dog'"):
+        class_number("dog", classes)
+
+
+def test_figures_of_photos_with_one_name_are_numbered(tmp_path):
+    taken = []
+    for photo in ("a/x.jpg", "b/x.jpg", "x.png"):
+        taken.append(str(cli.figure_path(cli.Path(photo), tmp_path, taken)))
+    assert [cli.Path(path).name for path in taken] == ["x.wsol.png", "x-2.wsol.png", "x-3.wsol.png"]
+
+
+# --- compare
+
+
+def test_axes_and_cells():
+    assert grid.axis("a.b=0,0.5,[1,2]") == ("a.b", ["0", "0.5", "[1,2]"])
+    with pytest.raises(RecipeError):
+        grid.axis("a.b")
+    chosen = list(grid.cells(["smoke"], [], {"data.options.n": ["32", "64"]}, [0, 1, 2]))
+    assert len(chosen) == 6
+    assert chosen[4][0] == {"recipe": "smoke", "data.options.n": "64"}
+    assert (chosen[4][1].seed, chosen[4][1].data.options["n"]) == (1, 64)
+
+
+def test_half_width_is_students():
+    assert grid.half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
+    assert grid.half_width([4.0]) is None
+
+
+def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):
+    ran = []
+
+    class Result:
+        def __init__(self, recipe):
+            scores = dict.fromkeys(grid.SCORES, 10.0 * recipe.seed) | {"top1_cls": None}
+            self.results = {"scores": scores, "seed": recipe.seed}
+
+    def run(recipe, *args, **options):
+        ran.append(recipe.seed)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return Result(recipe)
+
+    monkeypatch.setattr(grid, "run", run)
+    chosen = [({"recipe": "smoke"}, load_recipe("smoke", [f"seed={seed}"])) for seed in (1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt):
+        grid.compare(chosen, tmp_path / "grid.json")
+    summary = grid.compare(chosen, tmp_path / "grid.json")["summary"]
+    assert ran == [1, 2, 2, 3]
+    assert summary[0]["seeds"] == [1, 2, 3] and summary[0]["scores"]["gt_known"]["mean"] == 20
+    assert "top1_cls" not in summary[0]["scores"]
+    assert json.loads((tmp_path / "grid.json").read_text())["summary"] == summary
+
+
+@pytest.mark.slow
+def test_compare_from_the_command_line(tmp_path):
+    file = tmp_path / "results.json"
+    arguments = [
+        "compare",
+        "smoke",
+        "--to",
+        file,
+        "--seeds",
+        "0,1",
+        "--out",
+        tmp_path / "runs",
+        "--device",
+        "cpu",
+        *SMALL,
+    ]
+    assert "(2 seeds)" in wsol(*arguments).output
+    before = file.stat().st_mtime_ns
+    assert "±" in wsol(*arguments).output
+    assert file.stat().st_mtime_ns == before
+    assert "cannot read the seeds" in wsol("compare", "smoke", "--to", file, "--seeds", "a", code=2).stderr
+
+
+def test_the_default_network_knows_a_thousand_classes():
+    localizer, classes, frame = cli.default_network()
+    assert len(classes) == 1000 and frame is None
+    assert localizer.eval().localize(torch.rand(1, 3, 224, 224)).logits.shape == (1, 1000)
