@@ -181,7 +181,7 @@ assert 0 < overlap[0] - overlap[1] < 0.05 and overlap[1] > overlap[2]
 # %% [markdown]
 # That is sobering. The map's box is good, and a box drawn with closed eyes is nearly as good, because the cat fills
 # the photograph. Such a blank box is called the **floor**, and every score in this book stands beside its floor. This
-# picture can not tell us whether the network knows where the cat is. We need a harder question.
+# picture cannot tell us whether the network knows where the cat is. We need a harder question.
 #
 # ## A harder question
 #
@@ -232,8 +232,8 @@ for name, answer, true in zip(asked, found, truth, strict=True):
 
 # %% [markdown]
 # Now the map beats both blank boxes on both questions. Two questions about one collage are still an anecdote. Chapter
-# [01](01_task_and_data.ipynb) brings data sets, chapter [02](02_measuring.ipynb) measures on thousands of pictures,
-# and finds that on photographs of birds this very network does *not* always beat the floor.
+# [01](01_task_and_data.ipynb) brings data sets, chapter [02](02_measuring.ipynb) learns to measure on them, and chapter
+# [03](03_class_activation_maps.ipynb) finds that on photographs of birds the map of this very network falls *below* the floor.
 #
 # ## Who decides the size of the box?
 #
@@ -341,7 +341,7 @@ assert ious.max() > 0.85 and ious[-1] < 0.1
 # ```
 #
 # In the square the network is surest, yet the box shrinks to the face. At 448 by 288 the box is better than on this
-# page, at about half the probability of the square or less. At 672 by 448 the map has so many cells that it falls
+# page, at a third of the square's probability. At 672 by 448 the map has so many cells that it falls
 # apart: the largest piece is a part of the cat. So the confidence of a classifier is no guide to its box. To choose
 # honestly you need other pictures with true boxes, set aside for choosing and named (a validation set), or a size
 # fixed beforehand. This page took the default of `wsol predict`, and not the best of the four.

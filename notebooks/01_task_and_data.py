@@ -34,9 +34,7 @@
 #    avoid three traps in its coordinates.
 
 # %%
-import importlib.util
-import subprocess
-import sys
+import importlib.util, subprocess, sys
 
 if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
     source = "git+https://github.com/wsol-book/wsol-book"
@@ -238,12 +236,13 @@ assert abs(floors["centred Gaussian"].gt_known - evaluator.compute().gt_known) <
 world = scenes.make(400, seed=1, size=224, context_bias=0.0, clutter=0.0)
 columns = np.arange(12)  # class k belongs to family k mod 4
 first = [int((world.labels == k).nonzero()[0]) for k in columns]
-figures.gallery(
+figure = figures.gallery(
     [world[i]["image"] for i in first],
     titles=[world.classes[k] for k in columns],
-    alt="Three rows of four animals: a column of herons, of deer, of fish and of beetles. The three animals of a column "
-    "have the same body and differ in one coloured part: a crest, a tail, a collar.",
+    alt="Three rows of four animals: a column of herons, of deer, of fish and of beetles. The three animals of a "
+    "column have the same body and differ in one coloured part: a crest, a tail, a collar.",
 )
+figure.set_size_inches(6.6, 5.8)
 plt.show()
 
 # %% [markdown]
@@ -259,7 +258,7 @@ sheet = np.concatenate([np.concatenate(row, axis=1) for row in grid])  # [6*64,1
 print(sheet.shape, sheet.dtype)
 
 # %% mystnb={"image": {"alt": "A contact sheet of small landscapes, six habitats down and twelve species across: every species in the marsh, the ocean, the snow, the forest, the meadow and the desert."}}
-figure, axes = plt.subplots(figsize=(9.2, 5.6))
+figure, axes = plt.subplots(figsize=(7.8, 4.8))
 axes.imshow(sheet)
 axes.set_xticks(32 + 64 * np.arange(12), small.classes, rotation=55, ha="right", fontsize=9)
 axes.set_yticks(32 + 64 * np.arange(6), small.habitat_names)
@@ -351,13 +350,15 @@ chosen = {"context_bias": 8, "part_size": 4, "instances": 15, "occlusion": 0, "r
 rows = [
     (knob, value, w[chosen[knob]]) for knob in settings for value, w in zip(settings[knob], turned[knob], strict=True)
 ]
-figures.gallery(
+figure = figures.gallery(
     [item["image"] for _, _, item in rows],
     boxes=[item["boxes"] for _, _, item in rows],
     titles=[f"{knob} {value}" for knob, value, _ in rows],
-    alt="Six rows of four pictures. Within a row one thing changes: the habitat behind an animal; the size of its telling "
-    "part; one to four animals; how much of it foreground hides; a mirror image below it; more and more bright distractors.",
+    alt="Six rows of four pictures. Within a row one thing changes: the habitat behind an animal; the size of its "
+    "telling part; one to four animals; how much of it foreground hides; a mirror image below it; more and more bright "
+    "distractors.",
 )
+figure.set_size_inches(7.4, 12.6)
 plt.show()
 
 # %% [markdown]
@@ -383,9 +384,9 @@ assert not (changed & ~near).any()
 # %% tags=["nbval-ignore-output"]
 frames = []
 for bias in (0.0, 0.25, 0.5, 0.75, 1.0):
-    herons = scenes.make(144, seed=6, size=112, context_bias=bias)
-    herons = herons.images[herons.labels.numpy() == 0]  # [12,112,112,3]
-    frames.append(np.concatenate([np.concatenate(row, axis=1) for row in herons.reshape(2, 6, 112, 112, 3)]))
+    herons = scenes.make(144, seed=6, size=96, context_bias=bias)
+    herons = herons.images[herons.labels.numpy() == 0]  # [12,96,96,3]
+    frames.append(np.concatenate([np.concatenate(row, axis=1) for row in herons.reshape(2, 6, 96, 96, 3)]))
 figures.slider(
     frames, ["0", "0.25", "0.5", "0.75", "1"], title="context_bias",
     alt="Twelve pictures of a red-crested heron. At 0 they show all six habitats, at 1 only the marsh.",
@@ -491,11 +492,11 @@ plt.show()
 # %% tags=["needs:cub"]
 cub = load("cub-50", "test")
 resized = load("cub-50", "test", size=160)
-birds = [resized[i] for i in (3, 190, 260, 345, 480, 700, 930, 1300)]
+birds = [resized[i] for i in (3, 260, 345, 930)]
 figures.gallery(
     [item["image"] for item in birds], boxes=[item["boxes"] for item in birds],
     titles=[cub.classes[item["label"]] for item in birds],
-    alt="Eight photographs of birds from CUB with their boxes; each bird stands near the middle of its picture.",
+    alt="Four photographs of birds from CUB with their boxes; each bird stands near the middle of its picture.",
 )  # fmt: skip
 plt.show()
 
@@ -511,11 +512,11 @@ plt.show()
 ilsvrc = load("ilsvrc-mini", "test")
 thumbnails = load("ilsvrc-mini", "test", size=160)
 counts = [len(ilsvrc.boxes(i)) for i in range(len(ilsvrc))]
-photos = [thumbnails[i] for i in (2, 40, 77, 121, *(i for i, n in enumerate(counts) if n == 3))][:8]
+photos = [thumbnails[i] for i in (2, 121, counts.index(9), counts.index(3))]
 figures.gallery(
     [item["image"] for item in photos], boxes=[item["boxes"] for item in photos],
     titles=[ilsvrc.classes[item["label"]] for item in photos],
-    alt="Eight squashed photographs from ILSVRC with their boxes; the last four have three boxes each, and one has a box around each of nine people.",
+    alt="Four squashed photographs from ILSVRC with their boxes; two have one box, one has nine and one has three.",
 )  # fmt: skip
 plt.show()
 
@@ -687,13 +688,14 @@ plt.show()
 # box.
 
 # %% tags=["needs:ilsvrc"]
-wide = [i for i in range(len(ilsvrc)) if ilsvrc.image_size(i) == (500, 333) and len(ilsvrc.boxes(i)) == 1][:3]
+wide = [i for i in range(len(ilsvrc)) if ilsvrc.image_size(i) == (500, 333) and len(ilsvrc.boxes(i)) == 1][:2]
 squashed = load("ilsvrc-mini", "test", size=227).subset(wide)
 ratios = torch.tensor([227 / 500, 227 / 333] * 2)
 figures.gallery(
-    [squashed[i]["image"] for i in range(3)], boxes=[squashed[i]["boxes"] for i in range(3)],
+    [squashed[i]["image"] for i in range(2)], boxes=[squashed[i]["boxes"] for i in range(2)],
     predicted=[ilsvrc.boxes(i) for i in wide],
-    alt="Three squashed photographs; the solid boxes fit the objects, the dashed ones, left unscaled, lie off to the lower right.",
+    alt="Two squashed photographs; the solid boxes fit the objects, the dashed ones, left unscaled, lie too far to the "
+    "right and too low.",
 )  # fmt: skip
 plt.show()
 assert torch.allclose(squashed[0]["boxes"], ilsvrc.boxes(wide[0]) * ratios)
@@ -856,24 +858,21 @@ class Classifier(Localizer):
 # Two copies of it go to school. One sees a world in which species live everywhere, the other a world in which each
 # keeps strictly to its own habitat. Both see 2,500 pictures and labels, eight times over.
 
-# %% tags=["nbval-ignore-output"]
-from wsol_lib.engine import fit
+# %%
 from wsol_lib.recipe import Optimizer, Schedule, Training
 
-recipe = Training(
-    epochs=8,
-    batch_size=64,
-    optimizer=Optimizer(name="adamw", lr=3e-3, weight_decay=0.05),
-    schedule=Schedule(name="cosine", warmup=1),
-)
+adamw = Optimizer(name="adamw", lr=3e-3, weight_decay=0.05)
+recipe = Training(epochs=8, batch_size=64, optimizer=adamw, schedule=Schedule(name="cosine", warmup=1))
+
+# %% tags=["nbval-ignore-output"]
+from wsol_lib.engine import fit
+
 students = {}
 for bias in (0.0, 1.0):
     torch.manual_seed(0)
     students[bias] = Classifier()
-    history = fit(students[bias], load("scenes", "train", n=2500, context_bias=bias), recipe, progress=False)
-    print(
-        f"context_bias {bias:g}: loss {history.losses()[0]:.2f} at first, {np.mean(history.losses()[-20:]):.3f} in the end"
-    )
+    losses = fit(students[bias], load("scenes", "train", n=2500, context_bias=bias), recipe, progress=False).losses()
+    print(f"context_bias {bias:g}: loss {losses[0]:.2f} at first, {np.mean(losses[-20:]):.2f} in the end")
 
 # %% [markdown]
 # Now an exam in two worlds: the one in which each species stays at home, and one in which each stands in the habitat
@@ -889,9 +888,8 @@ for bias, student in students.items():
             answer = student.eval().network(images).argmax(1)  # [600]
         species[bias, name] = 100 * (answer == exam.labels).float().mean().item()
         family[bias, name] = 100 * (answer % 4 == exam.labels % 4).float().mean().item()
-        print(
-            f"trained at {bias:g}, habitats {name:8} species {species[bias, name]:5.1f}, family {family[bias, name]:5.1f} per cent"
-        )
+        shares = f"species {species[bias, name]:5.1f}, family {family[bias, name]:5.1f}"
+        print(f"trained at context_bias {bias:g}, tested in {name:7} habitats: {shares} per cent right")
 
 # %%
 assert min(species[0.0, "own"], species[1.0, "own"]) > 85  # at home, both know their species
@@ -945,8 +943,8 @@ except NotImplementedError:
 # ### Exercise 2: implement
 #
 # Write a `Localizer` called `MeanBox`. It may go through the oracle door: average the relative boxes of the
-# *training* split, and answer with this box for every picture, as `Localization(boxes=[...])`. How far above the best
-# centred box does it come on `scenes`? What does that say about the centre as a guess?
+# *training* split, and answer with this box for every picture, as `Localization(boxes=[...])`. Does it beat the best
+# centred box on `scenes`, and by how much?
 #
 # <details><summary>Solution</summary>
 #
@@ -967,9 +965,12 @@ except NotImplementedError:
 # print(evaluate(MeanBox(relative(oracle)), data, protocol, progress=False).compute().gt_known)
 # ```
 #
-# A few points at most, although it has seen two thousand boxes: animals stand below the horizon, so the mean box sits
-# a little lower than the middle. A constant guess cannot do much better than this, whatever it is told. What is
-# missing is a look at the picture. It is an oracle all the same, and must be labelled as one.
+# It does not come above it at all: it stays *below* the best centred box, although it has seen two thousand boxes and
+# knows that animals stand a little below the middle. The mean of the boxes is not the box that hits most often. True
+# boxes differ in size and place, and a guess somewhat larger than their mean reaches half of the union more often;
+# the size of the centred box was chosen to hit, and that is all its secret. Scale your box about its centre and
+# watch. Two lessons: a floor is not made with little effort, and what is missing is not supervision but a look at the
+# picture. Whatever `MeanBox` gets, it is an oracle, and must be labelled as one.
 #
 # </details>
 #
@@ -996,11 +997,13 @@ except NotImplementedError:
 #     gaps.append((bias, by_hand(bias), float(right["own"] - right["swapped"])))
 # ```
 #
-# The gap grows with the information in the landscape, but not in step with it. As long as some pictures contradict
-# the habitat, the loss asks for the animal; only near 1 does nothing contradict it any more. With a smaller telling
-# part the animal is harder to read, so the landscape is worth more and the gap opens earlier. To check that this is
-# the *cause*, note that only `part_size` was turned. One seed is not enough for a claim: repeat with five and draw
-# the interval.
+# The gap opens early: it is plain at a half, where the landscape still misleads in four pictures of ten, and nearly
+# complete at `0.9`. With the small part it is nearly complete at a half already. The animal is then harder to read
+# than the landscape, and the loss takes what is cheap. As only `part_size` was turned, it is the cause.
+#
+# Look also at `context_bias=0`. With the small part there is a gap even there, and *no* leaning can explain it, for
+# there was nothing to lean on. Some parts are simply harder to see before some landscapes. So compare with this
+# baseline and not with zero. And one seed is not enough for a claim: repeat with five and draw the interval.
 #
 # </details>
 #

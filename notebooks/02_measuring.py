@@ -1,3 +1,19 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Measuring localization
 #
@@ -18,6 +34,15 @@
 # 3. **Judge a published number**: find its protocol, rebuild its floor, and say how much of the number is method.
 
 # %%
+import importlib.util, subprocess, sys
+
+if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
+    source = "git+https://github.com/wsol-book/wsol-book"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", source])
+
+from wsol_lib import setup
+
+setup(seed=0)
 
 # %%
 from dataclasses import replace
@@ -60,8 +85,17 @@ def unlike_its_row(pictures):
     return (pictures[..., None] - ends[:, :, :, None]).norm(dim=1).amin(-1)  # [B,H,W]
 
 
-maps = unlike_its_row(pictures)
-print(maps.shape, maps.min().item() >= 0)
+maps = unlike_its_row(pictures)  # [n,64,64]
+assert maps.min() >= 0
+
+# %%
+figures.gallery(
+    pictures[10:14].float(),
+    maps=maps[10:14],
+    boxes=boxes[10:14],
+    alt="Four scenes with their maps: animals are mostly bright, but so are some trees, suns and stones. White boxes are the truth.",
+)
+plt.show()
 
 # %% [markdown]
 # ## One map, four verdicts
@@ -203,7 +237,7 @@ assert box_at(easy, 0.5).tolist() == [box]
 
 # %% mystnb={"image": {"alt": "A grid of 10 by 10 pixels with a grey object of 4 by 4. The solid box fits it; the dashed one is 5 by 5."}}
 figure, axes = plt.subplots(figsize=(3.6, 3.6))
-axes.imshow(easy, extent=(0, 10, 10, 0), cmap="Greys", vmax=2)
+axes.imshow(easy, extent=(0, 10, 10, 0), cmap="Greys", vmin=-1, vmax=1.5)
 axes.set_xticks(range(11))
 axes.set_yticks(range(11))
 figures.draw_boxes(axes, torch.tensor([[2, 3, 6, 7]]))
@@ -403,6 +437,7 @@ low, high = np.array([interval(some.bool()) for some in hits[:, ::10].T]).T
 figure, axes = plt.subplots()
 axes.plot(protocol.grid, curve, label="hit rate")
 axes.fill_between(protocol.grid[::10], low, high, alpha=0.2, label="95% interval")
+axes.plot(0.15, curve[150], "D", markersize=9, label="0.15, as BAS has it")
 axes.set(xlabel=r"threshold $\tau$", ylabel=r"hit rate at $\delta = 0.5$, per cent", ylim=(0, 60))
 axes.legend()
 plt.show()
@@ -552,8 +587,8 @@ assert 1 < max(switched.values()) - min(switched.values()) < 3
 
 # %% tags=["needs:wsol-metadata"]
 known = {"CUB": load_metadata("cub", "test"), "ILSVRC": load_metadata("ilsvrc", "test")}
-for name, data in known.items():
-    print(name, len(data.labels), "pictures,", sum(map(len, data.boxes)), "boxes")
+for name, notes in known.items():
+    print(name, len(notes.labels), "pictures,", sum(map(len, notes.boxes)), "boxes")
 
 # %% [markdown]
 # First the boxes are moved into the frame: scaled, shifted by the crop's corner, truncated to whole pixels, cut at the
@@ -593,7 +628,7 @@ def blank_hits(data, resize, crop, side=1.0, ends=0):
 # %% tags=["needs:wsol-metadata"]
 crops = [(224, 224), (256, 224), (288, 224), (344, 224), (500, 299)]
 expected = {"CUB": [18.95, 35.30, 50.10, 66.95, 73.18], "ILSVRC": [41.11, 50.87, 57.33, 64.56, 67.13]}
-whole = {name: [100 * blank_hits(data, *crop).double().mean() for crop in crops] for name, data in known.items()}
+whole = {name: [100 * blank_hits(notes, *crop).double().mean() for crop in crops] for name, notes in known.items()}
 print("the whole frame      ", *(f"{f'{r}→{c}':>8}" for r, c in crops))
 for name, values in whole.items():
     print(f"{name:7} here         ", *(f"{v:8.2f}" for v in values))
@@ -650,10 +685,10 @@ for resize, crop, ends in [(64, 64, 1), (256, 224, 1), (256, 224, 0)]:
     tries = torch.stack([blank_hits(tiny, resize, crop, side, ends) for side in sides], dim=1)  # [n,11]
     blank[resize, ends] = tries[:, tries.double().mean(0).argmax()]  # [n]
     low, high = interval(blank[resize, ends])
-    full, best = (100 * hit.double().mean().item() for hit in (tries[:, -1], blank[resize, ends]))
+    frame_rate, box_rate = (100 * hit.double().mean().item() for hit in (tries[:, -1], blank[resize, ends]))
     kind = "pixels" if ends else "points"
     print(
-        f"{resize}→{crop}, ends as {kind}: whole {full:.2f}   best centred box {best:.2f}  95% [{low:.1f}, {high:.1f}]"
+        f"{resize}→{crop}, ends as {kind}: whole {frame_rate:.2f}   best centred box {box_rate:.2f}  95% [{low:.1f}, {high:.1f}]"
     )
 published_tiny = {"CAM": 54.56, "infoCAM+": 57.71, "weight map I": 60.21, "weight map II": 60.41}
 print("published, 256→224:", published_tiny)
@@ -712,27 +747,38 @@ published = {  # GT-known at IoU 0.5, per cent
 # %% tags=["needs:wsol-metadata", "needs:tiny-imagenet"]
 ground = {}
 for name, resize, crop in published:
-    data, ends = (tiny, 1) if name == "Tiny-ImageNet" else (known[name], 0)
-    scores = [100 * blank_hits(data, resize, crop, side, ends).double().mean().item() for side in sides]
+    notes, ends = (tiny, 1) if name == "Tiny-ImageNet" else (known[name], 0)
+    scores = [100 * blank_hits(notes, resize, crop, side, ends).double().mean().item() for side in sides]
     ground[name, resize, crop] = scores[-1], max(scores)
     print(
         f"{name:13} {resize}→{crop}   whole {scores[-1]:.2f}   centred {max(scores):.2f} (side {sides[np.argmax(scores)]:.2f})"
     )
 
-# %% tags=["needs:wsol-metadata", "needs:tiny-imagenet"] mystnb={"image": {"alt": "Published GT-known scores as dots in eight groups, one for each data set and crop, over bars of what the whole frame and the best centred box score there. The bars grow with the crop; on Tiny-ImageNet all dots lie at or below the end of the bar."}}
-figure, axes = plt.subplots(figsize=(7.4, 9.4))
-y, names = 0.0, {}
-for key, (whole_frame, centred) in ground.items():
-    axes.barh(y - 0.5, centred, len(published[key]), align="edge", color="#DADADA", hatch="//", edgecolor="white")
-    axes.barh(y - 0.5, whole_frame, len(published[key]), align="edge", color="#A3A3A3")
+
+# %%
+def draw_group(axes, y, key, scores, whole_frame, centred):
+    """Bars of the two floors behind one dot for each published score; the next free y."""
+    axes.barh(y - 0.5, centred, len(scores), align="edge", color="#DADADA", hatch="//", edgecolor="white")
+    axes.barh(y - 0.5, whole_frame, len(scores), align="edge", color="#A3A3A3")
     axes.text(0, y - 0.6, "{}, {} → {}".format(*key), weight="bold", va="bottom")
-    for name, score in published[key].items():
-        axes.plot(score, y, "o", color=figures.COLOURS[0], markersize=8)
+    for name, score in scores.items():
+        marker, colour = ("o", figures.COLOURS[0]) if score > centred + 1 else ("D", figures.COLOURS[5])
+        axes.plot(score, y, marker, color=colour, markersize=8)
         axes.text(score + 1.6, y, f"{score:.1f}", va="center", fontsize=10)
-        names[y], y = name, y + 1
-    y += 1.2
-axes.set(yticks=[*names], yticklabels=names.values(), xlim=(0, 107), ylim=(y - 1.4, -1.6))
-axes.set_xlabel("GT-known at IoU 0.5, per cent\ngrey: the whole frame as the box; hatched: the best centred box")
+        axes.text(-1.5, y, name, va="center", ha="right")
+        y += 1
+    return y + 1.2
+
+
+# %% tags=["needs:wsol-metadata", "needs:tiny-imagenet"] mystnb={"image": {"alt": "Published GT-known scores as dots in eight groups, one for each data set and crop, over bars of what the whole frame and the best centred box score there. The bars grow with the crop; on Tiny-ImageNet all dots lie at or below the end of the bar."}}
+figure, axes = plt.subplots(figsize=(7.6, 9.8))
+y = 0.0
+for key, floors_of_it in ground.items():
+    y = draw_group(axes, y, key, published[key], *floors_of_it)
+axes.set(xlabel="GT-known at IoU 0.5, per cent", xlim=(0, 107), ylim=(y - 1.4, -1.6), yticks=[])
+axes.set_title("Published scores, and boxes that never look", fontsize=15, pad=26)
+keys = "grey: the whole frame     hatched: the best centred box     diamond: not one point above it"
+axes.text(0.32, 1.012, keys, transform=axes.transAxes, ha="center", fontsize=10)
 plt.show()
 
 # %% tags=["needs:wsol-metadata", "needs:tiny-imagenet"]
@@ -836,7 +882,7 @@ assert scores.gt_known < 20 and scores.gt_known_multi > 95
 #
 # MaxBoxAccV2 counts every contour of a map, without a cap. A map that is speckled enough is a list of boxes, too.
 #
-
+#
 # ## Exercises
 #
 # ### Exercise 1: predict

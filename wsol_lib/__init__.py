@@ -21,7 +21,7 @@ def setup(seed: int = 0, threads: int = 2) -> None:
     import torch
 
     random.seed(seed)
-    numpy.random.seed(seed)
+    numpy.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -460,15 +460,26 @@ def digest(contents: Any) -> str:
 
 
 def code_version(files: Iterable[Path]) -> str:
-    """A digest of these source files, and of all files of the library that they import, directly or not."""
+    """A digest of these source files, and of all files of the library that they import, directly or not.
+
+    Comments, layout and docstrings do not count.
+    """
     found: dict[Path, str] = {}
     waiting = list(files)
     while waiting:
         file = waiting.pop()
         if file not in found:
-            found[file] = file.read_text(encoding="utf-8")
-            waiting += [path for name in _imports(ast.parse(found[file])) if (path := _source(name))]
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            found[file] = ast.dump(_without_docstrings(tree))
+            waiting += [path for name in _imports(tree) if (path := _source(name))]
     return digest(sorted([file.name, text] for file, text in found.items()))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
 
 
 def _source(name: str) -> Path | None:

@@ -76,7 +76,7 @@ def overlay(image: Tensor, score_map: Tensor) -> Tensor:
     """
     unit = normalize(resize(score_map[None].float(), (image.shape[1], image.shape[2])))[0]  # [H,W]
     colour = torch.from_numpy(mpl.colormaps[MAP_COLOURS](unit.numpy())[..., :3]).float().permute(2, 0, 1)  # [3,H,W]
-    grey = torch.einsum("c,chw->hw", torch.tensor(LUMA), image.float())  # [H,W]
+    grey = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float32), image.float())  # [H,W]
     return (MAP_WEIGHT * colour + (1 - MAP_WEIGHT) * grey).clamp(0, 1)
 
 

@@ -124,6 +124,7 @@ class Frozen(nn.Module):
         return self._held[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network says."""
         return self.module(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
@@ -131,6 +132,7 @@ class Frozen(nn.Module):
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Frozen:
+        """Nothing: the network stays in eval mode."""
         self.training = False
         return self
 
@@ -146,6 +148,7 @@ class Localizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, so that a distributed wrapper sees the step."""
         return self.losses(batch)
 
     def after_step(self) -> None:
