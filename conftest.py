@@ -22,6 +22,8 @@ ARCHIVES = {
 CELL_TIMEOUT = 300.0  # seconds; nbval's own default is 2000
 CHAPTER_BUDGET = 120  # seconds on two cores; reported, not enforced, because machines differ
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `wsol_lib.setup`: spinning threads stall a busy machine
+
 # A chapter's kernel starts in notebooks/, where a relative path means another folder.
 if os.environ.get("WSOL_DATA"):
     os.environ["WSOL_DATA"] = str(Path(os.environ["WSOL_DATA"]).resolve())

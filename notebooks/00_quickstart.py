@@ -30,9 +30,7 @@
 # 3. **Doubt the box**: set its score beside that of a box which never looked at the picture.
 
 # %%
-import importlib.util
-import subprocess
-import sys
+import importlib.util, subprocess, sys
 
 if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
     source = "git+https://github.com/wsol-book/wsol-book"
@@ -108,7 +106,8 @@ weights_of_cat = weight[egyptian_cat]  # [1280]
 cam = (features[0] * weights_of_cat[:, None, None]).sum(0)  # [7,11]
 
 print(cam.shape)
-assert torch.isclose(cam.mean() + bias[egyptian_cat], logits[0, egyptian_cat], atol=1e-4)
+logit = cam.mean() + bias[egyptian_cat]
+assert torch.isclose(logit, logits[0, egyptian_cat], atol=1e-4)
 
 # %% [markdown]
 # The assertion says that nothing was made up: average the map, add the bias, and the logit is back. The map *is* the
@@ -118,8 +117,9 @@ assert torch.isclose(cam.mean() + bias[egyptian_cat], logits[0, egyptian_cat], a
 # is 0 and its highest 1.
 
 # %%
-cells = maps.resize(cam[None], (224, 352), mode="nearest-exact")[0]  # [224,352]
-score_map = maps.normalize(maps.resize(cam[None], (224, 352)))[0]  # [224,352] in [0,1]
+size = (224, 352)
+cells = maps.resize(cam[None], size, mode="nearest-exact")[0]  # [224,352]
+score_map = maps.normalize(maps.resize(cam[None], size))[0]  # [224,352] in [0,1]
 figure = figures.gallery(
     [image, image],
     maps=[cells, score_map],
@@ -172,9 +172,10 @@ plt.show()
 # %%
 width, height = chelsea.size
 whole = torch.tensor([[0.0, 0.0, width, height]])
-centred = torch.tensor([[0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height]])
+centred = whole * 0.8 + 0.1 * torch.tensor([width, height, width, height])
 overlap = boxes.iou(torch.cat([box, whole, centred]), by_eye)[:, 0]  # [3]
-for name, value in zip(["from the map", "whole picture", "centred, 0.8"], overlap, strict=True):
+tried = ["from the map", "whole picture", "centred, 0.8"]
+for name, value in zip(tried, overlap, strict=True):
     print(f"{name:14} IoU {value:.2f}")
 assert 0 < overlap[0] - overlap[1] < 0.05 and overlap[1] > overlap[2]
 
@@ -193,14 +194,16 @@ assert 0 < overlap[0] - overlap[1] < 0.05 and overlap[1] > overlap[2]
 localizer = CAM.pretrained(network)
 classes = backbones.imagenet_classes()
 finding = photo.locate(localizer, classes, chelsea)
-assert finding.name == "Egyptian cat" and torch.allclose(finding.box, box[0], atol=0.01)
+assert finding.name == "Egyptian cat"
+assert torch.allclose(finding.box, box[0], atol=0.01)
 assert torch.allclose(finding.score_map, score_map, atol=1e-4)
 
 # %%
 coffee = Image.fromarray(skimage.data.coffee()).resize(chelsea.size)
 both = Image.fromarray(np.vstack([chelsea, coffee]))  # 451 x 600
 asked = ["Egyptian cat", "espresso"]
-found = [photo.locate(localizer, classes, both, wanted=names.index(name)) for name in asked]
+wanted = [names.index(name) for name in asked]
+found = [photo.locate(localizer, classes, both, wanted=k) for k in wanted]
 
 # %% [markdown]
 # And here are its two answers, beside two boxes drawn by eye again: the cat as before, and the cup without its saucer.
@@ -224,10 +227,11 @@ plt.show()
 # the cup. Neither box is tight, but each is on the right thing.
 
 # %%
+blank = torch.tensor([[0.0, 0.0, 451.0, 600.0], [45.1, 60.0, 405.9, 540.0]])
+print(" " * 12, "  map  whole  centred")
 for name, answer, true in zip(asked, found, truth, strict=True):
-    blank = torch.tensor([[0.0, 0.0, 451.0, 600.0], [45.1, 60.0, 405.9, 540.0]])
     ious = boxes.iou(torch.cat([answer.box[None], blank]), true)[:, 0]  # [3]
-    print(f"{name:12}  map {ious[0]:.2f}  whole picture {ious[1]:.2f}  centred {ious[2]:.2f}")
+    print(f"{name:12} {ious[0]:5.2f} {ious[1]:6.2f} {ious[2]:8.2f}")
     assert ious[0] > ious[1:].max() + 0.1
 
 # %% [markdown]
@@ -242,12 +246,14 @@ for name, answer, true in zip(asked, found, truth, strict=True):
 # %% tags=["nbval-ignore-output"]
 taus = [t / 10 for t in range(1, 10)]
 boxes_at = [boxes.box_at(score_map, t) * scale for t in taus]
-labels = [f"{t:.1f}, IoU {boxes.iou(b, by_eye).item():.2f}" for t, b in zip(taus, boxes_at, strict=True)]
-frames = []
-for b in boxes_at:
-    frames.append(figures.gallery([to_tensor(chelsea)], maps=[score_map], boxes=[by_eye], predicted=[b], alt="cat"))
+frames, labels = [], []
+for t, b in zip(taus, boxes_at, strict=True):
+    shown = {"maps": [score_map], "boxes": [by_eye], "predicted": [b]}
+    frames.append(figures.gallery([to_tensor(chelsea)], **shown, alt="see the slider"))
     frames[-1].set_size_inches(5.4, 3.6)
-figures.slider(frames, labels, title="threshold", alt="The cat's map with the box by eye and the box at a threshold.")
+    labels.append(f"{t:.1f}, IoU {boxes.iou(b, by_eye).item():.2f}")
+alt = "The cat's map with the box by eye and the box at a threshold."
+figures.slider(frames, labels, title="threshold", alt=alt)
 
 # %%
 ious = torch.stack([boxes.iou(b, by_eye)[0, 0] for b in boxes_at])  # [9]
@@ -312,7 +318,8 @@ assert ious.max() > 0.85 and ious[-1] < 0.1
 #         mean = network(seen.image(picture)[None])["last"].mean(1)  # [1,h,w]
 #     unit = maps.normalize(maps.resize(mean, (seen.height, seen.width)))[0]
 #     box = boxes.box_at(unit, float(threshold_otsu(unit.numpy())))
-#     return box * torch.tensor([picture.width / seen.width, picture.height / seen.height]).repeat(2)
+#     scale = [picture.width / seen.width, picture.height / seen.height]
+#     return box * torch.tensor(scale).repeat(2)
 #
 # print(class_free(chelsea), class_free(both))
 # ```
@@ -336,7 +343,8 @@ assert ious.max() > 0.85 and ious[-1] < 0.1
 # from wsol_lib.data.geometry import Frame
 #
 # for size in [(224, 224), (352, 224), (448, 288), (672, 448)]:
-#     finding = photo.locate(localizer, classes, chelsea, frame=lambda _, size=size: Frame(*size))
+#     shape = Frame(*size)
+#     finding = photo.locate(localizer, classes, chelsea, frame=lambda _: shape)
 #     print(size, finding.top[0], boxes.iou(finding.box[None], by_eye).item())
 # ```
 #

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `wsol_lib.setup`: spinning threads stall a busy machine
+
 
 class Group(TyperGroup):
     """The commands; a mistake that the reader can mend becomes one red sentence and exit status 2."""
