@@ -35,8 +35,8 @@ def main() -> None:
         columns=3,
         alt="A cat above a cup of coffee; the map and box of the cat; the map and box of the espresso.",
     )
-    figure.set_size_inches(8.0, 3.9)
-    figure.savefig(PICTURE, dpi=130, pil_kwargs={"quality": 88, "optimize": True})
+    figure.set_size_inches(8.0, 4.0)
+    figure.savefig(PICTURE, dpi=130, bbox_inches="tight", pil_kwargs={"quality": 88, "optimize": True})
 
 
 if __name__ == "__main__":

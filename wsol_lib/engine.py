@@ -407,7 +407,7 @@ def _measure(result: Run, progress: bool) -> None:
         result.localizer, dataset, protocol,
         batch_size=how.batch_size, workers=workers, progress=progress, limit=how.limit,
     )  # fmt: skip
-    result.results = _results(result, _through(dataset, protocol, how.limit), protocol, time.perf_counter() - start)
+    result.results = results_of(result, _through(dataset, protocol, how.limit), protocol, time.perf_counter() - start)
     if distributed.rank() == 0:
         write_text(result.folder / "results.json", json.dumps(result.results, indent=2) + "\n")
     distributed.barrier()
@@ -427,7 +427,8 @@ def make_protocol(how: Evaluate) -> Protocol:
         raise RecipeError(f"evaluate.args: {error}") from None
 
 
-def _results(result: Run, dataset: WsolDataset, protocol: Protocol, seconds: float) -> dict[str, Any]:
+def results_of(result: Run, dataset: WsolDataset, protocol: Protocol, seconds: float) -> dict[str, Any]:
+    """What `results.json` holds: scores, intervals, floors, and all that they depend on."""
     evaluator, recipe = result.evaluator, result.recipe
     assert evaluator is not None
     scores = evaluator.compute()
