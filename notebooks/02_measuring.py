@@ -126,6 +126,7 @@ figures.gallery(
     boxes=truth,
     predicted=found,
     titles=[f"{name}\nIoU {value:.2f}" for name, (value, _) in zip(rules, verdicts, strict=True)],
+    columns=2,
     alt="The same scene four times, in the frames of four rules. The dashed box drawn from the same map differs each time.",
 )
 plt.show()
