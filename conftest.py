@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from wsol_lib import tune_process
+
 ROOT = Path(__file__).parent
 ARCHIVES = {
     "tiny-imagenet": "tiny-imagenet-200",
@@ -22,7 +24,7 @@ ARCHIVES = {
 CELL_TIMEOUT = 300.0  # seconds; nbval's own default is 2000
 CHAPTER_BUDGET = 120  # seconds on two cores; reported, not enforced, because machines differ
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `wsol_lib.setup`: spinning threads stall a busy machine
+tune_process()
 
 # A chapter's kernel starts in notebooks/, where a relative path means another folder.
 if os.environ.get("WSOL_DATA"):

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.network: Any = network
+        self.network: Any = network.to(memory_format=torch.channels_last)
         self.stages = _ordered(stages, len(network.feature_info), name, head is not None)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -106,8 +106,11 @@ class Backbone(nn.Module):
         return self.features(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pictures in [0,1] as the network takes them: minus the mean, divided by the deviation, per colour."""
-        return (images - self.mean) / self.std
+        """Pictures in [0,1] as the network takes them: minus the mean, divided by the deviation, per colour.
+
+        In memory the channels come last, as they do in the network's kernels: convolutions on a CPU are faster so.
+        """
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def features(self, inputs: Tensor, leaf: str | None = None) -> dict[str, Tensor]:
         """As `forward`, for pictures that are already normalised.

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `wsol_lib.setup`: spinning threads stall a busy machine
+from wsol_lib import tune_process
+
+tune_process()
 
 
 class Group(TyperGroup):
