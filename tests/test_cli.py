@@ -15,6 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wsol_lib import cli, grid
+from wsol_lib.data.geometry import Frame
+from wsol_lib.engine import make_protocol
 from wsol_lib.photo import class_number, keep_aspect, open_photo
 from wsol_lib.recipe import load_recipe, recipe_names
 from wsol_lib.types import DataCorrupt, DataMissing, RecipeError, WsolError
@@ -66,6 +68,14 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(tmp_path):
     assert "not trained" in wsol("evaluate", "smoke", "--out", tmp_path, code=2).stderr
 
 
+def test_the_protocol_in_the_readme_fits_its_recipe():
+    readme = (cli.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    ((name, protocol),) = re.findall(r"^wsol evaluate (\S+) --protocol (\S+)", readme, re.M)
+    assert make_protocol(load_recipe(name, [f"evaluate.protocol={protocol}"]).evaluate).side == 64
+    with pytest.raises(RecipeError, match="crop of 224 pixels does not fit"):
+        make_protocol(load_recipe(name, ["evaluate.protocol=sat"]).evaluate)
+
+
 def test_data_is_handed_on():
     assert "scenes" in wsol("data", "list").output
     assert wsol("data", "--help").output
@@ -93,6 +103,16 @@ def test_predict_with_a_trained_run(runs, photo):
 
 
 @pytest.mark.slow
+def test_a_trained_run_sees_all_of_a_photo_even_where_its_protocol_crops(runs):
+    (folder,) = [path for path in runs.glob("smoke-*") if json.loads((path / "results.json").read_text())["n"] == 12]
+    contents = json.loads((folder / "results.json").read_text())
+    contents["recipe"]["evaluate"]["args"] = {"resize": 64, "crop": 48}
+    (runs / "cropped").mkdir()
+    (runs / "cropped" / "results.json").write_text(json.dumps(contents))
+    assert cli.trained_network(str(runs / "cropped"), runs)[2]((300, 200)) == Frame(48, 48)
+
+
+@pytest.mark.slow
 def test_torchrun_trains_with_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wsol_lib"]
     command += ["train", "smoke", "--device", "cpu", "--out", str(tmp_path), *SMALL]
@@ -112,6 +132,7 @@ def test_predict_draws_names_and_skips(photo, tmp_path):
     bad.write_bytes(photo.read_bytes()[:2000])
     result = wsol("predict", photo, bad, tmp_path / "absent.png", code=1)
     assert "Egyptian cat" in result.stdout and len(re.findall(r"^ +[\d.]+ %", result.stdout, re.M)) == 5
+    assert "hardly believes" not in result.stdout
     assert "bad.jpg" in result.stderr and "absent.png" in result.stderr
     with Image.open(tmp_path / "cat.wsol.png") as figure:
         assert figure.width > 600
@@ -131,6 +152,23 @@ def test_predict_json_boxes_lie_in_the_upright_photo(photo, tmp_path):
     x0, y0, x1, y1 = one["box"]
     assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cat.wsol.png", "turned.wsol.png"]
+
+
+@pytest.mark.slow
+def test_predict_says_how_likely_the_asked_class_is(photo):
+    output = wsol("predict", photo, "--class", "espresso").stdout
+    assert "espresso (0.0 %) in the box" in output and "hardly believes" in output
+
+
+def test_a_likely_class_comes_without_a_warning():
+    found = {"image": "a.jpg", "class": "cat, tabby", "probability": 0.01, "box": [0, 1, 2, 3]}
+    found |= {"top": [], "figure": "f"}
+    assert cli.sentence(found).splitlines() == ["a.jpg: cat (1.0 %) in the box [0, 1, 2, 3]", "  figure: f"]
+    assert "hardly believes" in cli.sentence({**found, "probability": 0.009})
+
+
+def test_seeds_are_numbers(tmp_path):
+    assert "cannot read the seeds" in wsol("compare", "smoke", "--to", tmp_path / "a", "--seeds", "0,,1", code=2).stderr
 
 
 def test_predict_refuses_an_unknown_class(photo):
@@ -195,7 +233,7 @@ def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):
     class Result:
         def __init__(self, recipe):
             scores = dict.fromkeys(grid.SCORES, 10.0 * recipe.seed) | {"top1_cls": None}
-            self.results = {"scores": scores, "seed": recipe.seed}
+            self.results = {"scores": scores, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")}
 
     def run(recipe, *args, **options):
         ran.append(recipe.seed)
@@ -212,6 +250,9 @@ def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):
     assert summary[0]["seeds"] == [1, 2, 3] and summary[0]["scores"]["gt_known"]["mean"] == 20
     assert "top1_cls" not in summary[0]["scores"]
     assert json.loads((tmp_path / "grid.json").read_text())["summary"] == summary
+    other = [({"recipe": "smoke"}, load_recipe("smoke", ["seed=1", "stages.0.epochs=5"]))]
+    both = grid.compare(other, tmp_path / "grid.json")["summary"]
+    assert [row["seeds"] for row in both] == [[1, 2, 3], [1]]
 
 
 @pytest.mark.slow

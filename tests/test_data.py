@@ -46,10 +46,10 @@ def text(path: Path, *lines: str) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def zipped(folder: Path) -> Path:
+def zipped(folder: Path, compression: int = zipfile.ZIP_STORED) -> Path:
     """The folder as an archive beside it; the folder is moved away."""
     archive = folder.with_name(f"{folder.name}.zip")
-    with zipfile.ZipFile(archive, "w") as file:
+    with zipfile.ZipFile(archive, "w", compression) as file:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 file.write(path, path.relative_to(folder.parent).as_posix())
@@ -164,6 +164,7 @@ def test_scenes_keep_the_rule():
         train.boxes(0)
     assert "boxes" not in train[0]
     assert test[0]["image"].shape == (3, 32, 32) and len(test[0]["boxes"]) == 1
+    assert len(load("scenes", "test", n=0)) == 0
 
 
 # --- Tiny-ImageNet ----------------------------------------------------------------------------------------------------
@@ -256,12 +257,13 @@ def test_truncated_archive_is_one_sentence(tmp_path):
         load("tiny-imagenet", "val", root=tmp_path)
 
 
-def test_damaged_member_of_an_archive_is_named(tmp_path):
-    archive = zipped(tiny(tmp_path))
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_member_of_an_archive_is_named(tmp_path, compression):
+    archive = zipped(tiny(tmp_path), compression)
     data = load("tiny-imagenet", "val", root=tmp_path)
     info = zipfile.ZipFile(archive).getinfo("tiny-imagenet-200/val/images/val_0.JPEG")
     content = bytearray(archive.read_bytes())
-    content[info.header_offset + 600] ^= 0xFF
+    content[info.header_offset + 30 + len(info.filename)] ^= 0xFF  # the first byte: of the picture, or of its coding
     archive.write_bytes(bytes(content))
     with pytest.raises(DataCorrupt, match=r"val_0.JPEG"):
         pickle.loads(pickle.dumps(data)).picture(0)
@@ -542,6 +544,9 @@ def test_aircraft(tmp_path):
         and data.boxes(0).tolist() == [[4, 5, 19, 20]]
         and data.classes == ("707-320", "A380")
     )
+    (top / "images_variant_val.txt").unlink()
+    with pytest.raises(DataCorrupt, match=r"aircraft-2013b is incomplete or damaged: run `wsol data get aircraft`"):
+        load("aircraft", "val", root=tmp_path)
     oracle = load("aircraft", "train", root=tmp_path, supervision="oracle")
     assert oracle.labels.tolist() == [1] and oracle.boxes(0).tolist() == [[0, 0, 39, 29]]
 
@@ -627,6 +632,8 @@ def test_subset_tiny_is_the_first_200_byte_for_byte(tmp_path):
     assert zipfile.ZipFile(archive).read(f"tiny-imagenet-200/{path}") == (top / path).read_bytes()
     assert cut("tiny-imagenet", tmp_path / "again", tmp_path).read_bytes() == archive.read_bytes()
     assert {info.date_time for info in zipfile.ZipFile(archive).infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    with pytest.raises(ValueError, match=r"exists already and is never overwritten"):
+        cut("tiny-imagenet", tmp_path / "out", tmp_path / "out")  # the official archive may lie there
 
 
 def test_subset_cub_50_scales_boxes_with_pictures(tmp_path):

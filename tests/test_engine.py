@@ -546,7 +546,7 @@ def test_train_false_refuses_what_is_not_trained(toys, tmp_path):
         ({"method": "techer"}, "no method 'techer'"),
         ({"args": {"dropuot": 0.1}}, "did you mean 'dropout'"),
         ({"views": [{"name": "Augmentd"}]}, "no view 'Augmentd'; did you mean 'Augmented'"),
-        ({"views": [{"name": "Augmented", "args": {"crp": 8}}]}, "did you mean 'crop'"),
+        ({"views": [{"name": "Augmented", "args": {"crp": 8}}]}, "^stages.classifier.views: .*did you mean 'crop'"),
         ({"head": "pretrained"}, "takes no pretrained head"),
         ({"method": "cam", "head": "pretrained", "backbone": {"name": "resnet10t"}}, "none of ImageNet"),
         ({"method": "cam", "backbone": {"nme": "resnet10t"}}, "'nme'"),
@@ -579,6 +579,13 @@ def test_pseudo_maps_of_one_stage_supervise_the_next(toys, tmp_path, monkeypatch
     last = {"name": "last", "method": "distilled", "views": [augmented, view], "batch_size": 6}
     run(Recipe(**{**TWO_STAGES, "stages": [TWO_STAGES["stages"][0], last]}), tmp_path)
     assert seen == [(6, 12, 12)] * 4
+
+
+def test_boxes_of_a_stage_that_gives_maps_only_are_refused(toys, tmp_path):
+    view = {"name": "PseudoSupervision", "needs": {"boxes": "classifier.boxes"}}
+    last = {"name": "last", "method": "teacher", "views": [view], "batch_size": 6}
+    with pytest.raises(RecipeError, match=r"'classifier.boxes', but the method of 'classifier' gives no boxes"):
+        run(Recipe(**{**TWO_STAGES, "stages": [TWO_STAGES["stages"][0], last]}), tmp_path)
 
 
 def test_boxes_go_back_to_original_pixels():

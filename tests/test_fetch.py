@@ -302,6 +302,10 @@ def test_get_downloads_and_unpacks_once(server, tmp_path, monkeypatch):
     assert list(fetch.get("toy", root)) == [f"downloaded and unpacked {root / 'toy'}"]
     assert (root / "toy/top/a").read_bytes() == b"1" and not (root / "set.zip").exists()
     assert list(fetch.get("toy", root)) == [f"{root / 'toy'} is there already"] and len(server.requests) == 1
+    (root / "toy" / fetch.MARKER).unlink()  # a folder that the reader made
+    with pytest.raises(DataMissing, match=r"toy exists but was not unpacked whole by wsol"):
+        list(fetch.get("toy", root))
+    assert len(server.requests) == 1  # and nothing is downloaded in vain
 
 
 def test_get_from_files_at_hand(server, tmp_path, monkeypatch):

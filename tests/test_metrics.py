@@ -98,6 +98,14 @@ def test_boxes_are_cut_to_whole_pixels_of_the_frame():
     assert moved[0].tolist() == [[56, 0, 112, 224]]  # 125 * 224 / 500 is 56, not 55.99
 
 
+def test_published_ends_may_be_inclusive():
+    boxes, sizes = [torch.tensor([[0.0, 16, 63, 31]])], torch.tensor([[64, 64]])  # columns 0 to 63, rows 16 to 31
+    assert Protocol(inclusive_truth=True).to_frame(boxes, sizes)[0].tolist() == [[0, 56, 223, 111]]
+    edges = Protocol(inclusive_truth=True, inclusive_iou=False)
+    assert edges.to_frame(boxes, sizes)[0].tolist() == [[0, 56, 224, 112]]
+    assert Protocol().to_frame(boxes, sizes)[0].tolist() == [[0, 56, 220, 108]]  # 63 * 3.5 = 220.5, 31 * 3.5 = 108.5
+
+
 def test_scaling_example_of_wsolevaluation():
     from wsol_lib.data.geometry import Frame
 
@@ -345,6 +353,7 @@ def test_wilson_interval():
         {"resize": 0},
         {"max_boxes": 0},
         {"taus": (0.2, 1.2)},
+        {"taus": 0},
         {"deltas": (0.3, 0.7)},
         {"interpolation": "area"},
     ],

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,18 +22,11 @@ from wsol_lib import engine, grid, maps, setup
 from wsol_lib.checkpoint import write_text
 from wsol_lib.data import load
 from wsol_lib.data.dataset import WsolDataset, collate
-from wsol_lib.methods.cam import CAM
+from wsol_lib.methods.cam import CAM, GRADIENT
 from wsol_lib.metrics import Evaluator
 from wsol_lib.recipe import load_recipe
 from wsol_lib.types import Localization
 
-GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad-cam": maps.grad_cam,
-    "grad-cam++": maps.grad_cam_pp,
-    "xgrad-cam": maps.xgrad_cam,
-    "layer-cam": maps.layer_cam,
-    "hires-cam": maps.hires_cam,
-}
 VARIANTS = ("cam", *GRADIENT, "mean-activation")
 
 

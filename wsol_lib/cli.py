@@ -49,6 +49,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; fini
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a key: stages.0.epochs=2. Repeatable.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default CUDA where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+UNLIKELY = 0.01  # below this probability of a class `predict` warns of its box
 
 
 def complain(text: str) -> None:
@@ -106,12 +107,15 @@ def evaluate(
 ) -> None:
     """Measure a trained recipe, perhaps by another protocol or on another split."""
     from wsol_lib.engine import run
+    from wsol_lib.types import RecipeError
 
     asked = {"evaluate.protocol": protocol, "evaluate.split": split, "evaluate.limit": limit}
     changes = [f"{key}={value}" for key, value in asked.items() if value is not None]
     recipe, root = recipe_of(source, [*(overrides or ()), *changes], out)
     result = run(recipe, root, device=device, train=False, progress=not as_json)
-    say(json.dumps(result.results, indent=2) if as_json else table(result.results or {}))
+    if result.results is None:
+        raise RecipeError(f"{recipe.name} measures nothing: give it the key evaluate, or a --protocol")
+    say(json.dumps(result.results, indent=2) if as_json else table(result.results))
 
 
 @app.command()
@@ -164,7 +168,7 @@ def compare(
     from wsol_lib import grid
     from wsol_lib.types import RecipeError
 
-    if not seeds.replace(",", "").isdigit():
+    if not all(seed.isdecimal() for seed in seeds.split(",")):
         raise RecipeError(f"cannot read the seeds {seeds!r}: write numbers separated by commas, such as 0,1,2")
     axes = dict(grid.axis(text) for text in vary or ())
     chosen = list(grid.cells(recipes, overrides or (), axes, [int(seed) for seed in seeds.split(",")]))
@@ -215,15 +219,17 @@ def default_network() -> tuple[Any, tuple[str, ...], None]:
 
 
 def trained_network(source: str, out: Path) -> tuple[Any, tuple[str, ...], Any]:
-    """The method of a trained recipe, the names of its classes, and the frame in which it sees a picture."""
+    """The method of a trained recipe, the names of its classes, and the frame in which it sees all of a picture."""
     from wsol_lib.data import load
+    from wsol_lib.data.geometry import Frame
     from wsol_lib.engine import make_protocol, run
 
     recipe, root = recipe_of(source, ["evaluate.limit=1"], out)
     result = run(recipe.model_copy(update={"evaluate": None}), root, device="cpu", train=False, progress=False)
     trained_on = recipe.data
     data = load(trained_on.name, trained_on.split, size=trained_on.size, **trained_on.options)
-    return result.localizer, data.classes, make_protocol(recipe.evaluate).frame
+    side = make_protocol(recipe.evaluate).side
+    return result.localizer, data.classes, lambda _: Frame(side, side)
 
 
 def figure_path(photo: Path, out: Path | None, taken: list[str]) -> Path:
@@ -246,7 +252,10 @@ def save_figure(figure: Any, path: Path) -> Path:
 def sentence(found: dict[str, Any]) -> str:
     """What `predict` prints for one photograph."""
     box = ", ".join(f"{v:.0f}" for v in found["box"])
-    lines = [f"{found['image']}: {found['class'].split(',')[0]} in the box [{box}]"]
+    name, likely = found["class"].split(",")[0], found["probability"]
+    lines = [f"{found['image']}: {name} ({100 * likely:.1f} %) in the box [{box}]"]
+    if likely < UNLIKELY:
+        lines.append("  the network hardly believes in this class here: the box may hold anything")
     lines += [f"  {100 * entry['probability']:5.1f} %  {entry['class']}" for entry in found["top"]]
     return "\n".join([*lines, f"  figure: {found['figure']}"])
 

@@ -284,7 +284,7 @@ def _call(function: Any, place: str, *values: Any, **arguments: Any) -> Any:
     except TypeError as error:
         strays = [name for name in arguments if name not in signature.parameters]
         hint = nearest(strays[0], signature.parameters) if strays else ""
-        raise RecipeError(f"stages.{place}: {error}{hint}") from None
+        raise RecipeError(f"{place}: {error}{hint}") from None
     return function(*values, **arguments)
 
 
@@ -375,15 +375,20 @@ def _view_class(name: str) -> type[WsolDataset]:
 
 def _said(
     source: str, data: WsolDataset, earlier: Mapping[str, Localizer], stage: Stage, progress: bool
-) -> Tensor | list[Tensor] | None:
+) -> Tensor | list[Tensor]:
     """What an earlier stage says of the training pictures: maps, or boxes in pixels of the original pictures."""
     name, _, part = source.rpartition(".")
     if part not in ("maps", "boxes"):
         raise RecipeError(f"a view of stage {stage.name!r} needs {source!r}: write STAGE.maps or STAGE.boxes")
     found = localize(earlier[name], data, workers=stage.workers, progress=progress)
-    if part == "maps" or found.boxes is None:
-        return found.maps
-    return [to_original(boxes, data.frame(i), data.image_size(i)) for i, boxes in enumerate(found.boxes)]
+    given = found.maps if part == "maps" else found.boxes
+    if given is None:
+        raise RecipeError(
+            f"a view of stage {stage.name!r} needs {source!r}, but the method of {name!r} gives no {part}"
+        )
+    if isinstance(given, Tensor):
+        return given
+    return [to_original(boxes, data.frame(i), data.image_size(i)) for i, boxes in enumerate(given)]
 
 
 def to_original(boxes: Tensor, frame: Frame, image_size: tuple[int, int]) -> Tensor:

@@ -80,11 +80,13 @@ def compare(
 def summarise(finished: Any) -> list[dict[str, Any]]:
     """For each setting, the mean of each score over seeds and the half width of its 95 % interval (Student's t).
 
-    The half width is None for one seed. Scores that are not known are left out.
+    Cells of one setting whose recipes differ in more than the seed (other overrides) are summed up apart. The half
+    width is None for one seed. Scores that are not known are left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for cell in finished:
-        groups.setdefault(json.dumps(cell["setting"], sort_keys=True), []).append(cell)
+        alike = [cell["setting"], {**cell["recipe"], "seed": None}]
+        groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
     return [_summary(group) for group in groups.values()]
 
 

@@ -48,6 +48,8 @@ class Protocol:
         resize: the whole picture is resized to this square, in pixels.
         crop: then this centred square is cut out; None for none. Maps and boxes live in what remains, the frame.
         clip: ground-truth boxes are cut at the frame, and those wholly outside it are dropped.
+        inclusive_truth: published corners are pixels that belong to the box (Tiny-ImageNet, ILSVRC): x1 is moved as the
+            edge x1 + 1, and is the last pixel again where the IoU is inclusive. Published code moves x1 as it is.
         truncation: ground-truth corners are cut to whole pixels, int(x), before clipping.
         component: which component of the thresholded map gives the box; see `boxes.level_boxes`.
         box_end: the predicted x1 is "exclusive" (x0 + width), or "clipped" to the last pixel, min(x0 + width, W - 1).
@@ -88,6 +90,7 @@ class Protocol:
     original_pixels: bool = False
     max_boxes: int | None = 5
     deltas: tuple[float, ...] = (0.3, 0.5, 0.7)
+    inclusive_truth: bool = False
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -105,7 +108,7 @@ class Protocol:
                 yield f'tau is a number in [0,1) or one of {", ".join(get_args(Policy))}, not "{self.tau}"'
         elif not 0 <= self.tau < 1:
             yield f"a threshold tau lies in [0,1); this one is {self.tau}"
-        if not len(self.grid) or self.grid.min() < 0 or self.grid.max() >= 1:
+        if not self.taus or not len(self.grid) or self.grid.min() < 0 or self.grid.max() >= 1:
             yield "taus is a number of steps, or thresholds in [0,1)"
         if self.max_boxes is not None and self.max_boxes < 1:
             yield f"max_boxes counts predicted boxes, at least 1, or is None for all; it is {self.max_boxes}"
@@ -144,7 +147,9 @@ class Protocol:
         return [self._moved(b, (w, h)) for b, (w, h) in zip(boxes, sizes, strict=True)]
 
     def _moved(self, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        moved = self.frame(image_size).boxes(boxes.double().reshape(-1, 4), image_size)
+        end = torch.tensor([0.0, 0, 1, 1]).double() * self.inclusive_truth
+        moved = self.frame(image_size).boxes(boxes.double().reshape(-1, 4) + end, image_size)
+        moved = moved - end * self.inclusive_iou
         if self.truncation:
             moved = moved.trunc()
         if self.clip:
@@ -419,7 +424,7 @@ class Evaluator:
         targets = _checked_targets(boxes)
         keep, positions = self._new_positions(n, index)
         ranks = _ranks(found.logits if logits is None else logits, labels, n)[keep]
-        sizes = None if image_sizes is None else torch.as_tensor(image_sizes).numpy()
+        sizes = None if image_sizes is None else torch.as_tensor(image_sizes).cpu().numpy()
         overlaps = self._overlaps(found, targets, sizes, keep)
         if keep:
             columns = self._columns() if found.boxes is None else np.array([np.nan])

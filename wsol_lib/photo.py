@@ -30,17 +30,20 @@ class Finding:
         top: (name, probability) of the likeliest classes, best first.
         box: Float[4], half-open, in pixels of the upright photograph.
         score_map: Float[h,w] in [0,1], over the whole photograph.
+        probability: of the class, which need not be among `top`.
     """
 
     name: str
     top: tuple[tuple[str, float], ...]
     box: Tensor
     score_map: Tensor
+    probability: float
 
     def as_dict(self) -> dict[str, Any]:
         """The finding without its map, for JSON."""
         top = [{"class": name, "probability": round(p, 4)} for name, p in self.top]
-        return {"class": self.name, "box": [round(v, 1) for v in self.box.tolist()], "top": top}
+        box = [round(v, 1) for v in self.box.tolist()]
+        return {"class": self.name, "probability": round(self.probability, 4), "box": box, "top": top}
 
 
 def open_photo(path: Path) -> Image.Image:
@@ -111,8 +114,9 @@ def locate(
     best = probabilities.topk(min(top, len(classes)))
     score_map, box = _map_and_box(found.maps, found.boxes, images.shape[-2:])
     ranked = tuple((classes[int(k)], float(p)) for p, k in zip(*best, strict=True))
-    name = classes[wanted] if wanted is not None else ranked[0][0]
-    return Finding(name, ranked, to_original(box[None], seen, picture.size)[0], score_map)
+    chosen = int(best.indices[0]) if wanted is None else wanted
+    original = to_original(box[None], seen, picture.size)[0]
+    return Finding(classes[chosen], ranked, original, score_map, float(probabilities[chosen]))
 
 
 def _map_and_box(maps: Tensor | None, boxes: list[Tensor] | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -137,12 +141,10 @@ def draw(picture: Image.Image, finding: Finding) -> Any:
     image = to_tensor(shown)
     box = finding.box[None] * shown.width / picture.width
     name = finding.name.split(",")[0]
-    likely = dict(finding.top).get(finding.name)
-    title = name if likely is None else f"{name} ({100 * likely:.0f} %)"
     figure = figures.gallery(
         [image, figures.overlay(image, finding.score_map)],
         predicted=[box, box],
-        titles=[title, "where the network looks"],
+        titles=[f"{name} ({100 * finding.probability:.0f} %)", "where the network looks"],
         columns=2,
         alt=f"A photograph with a box around the {name}, and beside it the score map that the box was drawn from.",
     )

@@ -108,7 +108,7 @@ def load(
     if size is not None and view is not None and name != "scenes":
         raise ValueError("give size= or view=, not both: a view decides the size itself")
     if name == "scenes":
-        data = _load_scenes(split, size or 64, **options)
+        data = _load_scenes(split, 64 if size is None else size, **options)
     else:
         reader = READERS[name]
         module = import_module(f"wsol_lib.data.{reader.module}")
@@ -122,5 +122,6 @@ def _load_scenes(split: str, size: int, *, n: int | None = None, seed: int = 0, 
     """Scenes of a split; the splits of all worlds have seeds of their own: 3 seed, 3 seed + 1, 3 seed + 2."""
     from wsol_lib.data import scenes
 
-    data: WsolDataset = scenes.make(n or SCENES[split], 3 * seed + ALL.index(split), size=size, split=split, **knobs)
+    n = SCENES[split] if n is None else n
+    data: WsolDataset = scenes.make(n, 3 * seed + ALL.index(split), size=size, split=split, **knobs)
     return data

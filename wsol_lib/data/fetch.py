@@ -159,6 +159,8 @@ def _take(entry: Entry, remote: Remote, given: Path, root: Path) -> str:
 def _fetch(entry: Entry, remote: Remote, root: Path) -> str:
     if not remote.url:
         raise DataMissing(f"{entry.name} cannot be downloaded by a program: {entry.manual}")
+    if remote.unpack:
+        _refuse_foreign(root / remote.unpack)
     archive = root / remote.file
     if not archive.is_file():
         download(remote, archive)
@@ -313,8 +315,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     if (folder / MARKER).is_file():
         return folder
-    if folder.exists():
-        raise DataMissing(f"{folder} exists but was not unpacked whole by wsol: move it away and run again")
+    _refuse_foreign(folder)
     hidden = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(hidden, ignore_errors=True)
     try:
@@ -325,6 +326,11 @@ def unpack(archive: Path, folder: Path) -> Path:
     (hidden / MARKER).write_text(f"{archive.name} {digest(archive)}\n")
     os.replace(hidden, folder)
     return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists():
+        raise DataMissing(f"{folder} exists but was not unpacked whole by wsol: move it away and run again")
 
 
 def _unpack_into(archive: Path, hidden: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,13 +63,18 @@ def not_blue(picture: object) -> Tensor:
     return torch.from_numpy(distance > BLUE_DISTANCE)
 
 
+def _official(kind: Any, name: str, split: str, source: Source) -> Any:
+    """The data set as torchvision reads it, from the folder above the source."""
+    try:
+        return kind(str(source.path.parent), split=split)
+    except (RuntimeError, OSError) as error:
+        raise DataCorrupt(f"{source.path} is incomplete or damaged: {remedy(name)}") from error
+
+
 def read_flowers(name: str, split: str, root: Path) -> Pictures:
     """Split train (1,020), val (1,020) or test (6,149)."""
     source = locate_source(name, root)
-    try:
-        official = datasets.Flowers102(str(source.path.parent), split=split)
-    except RuntimeError as error:
-        raise DataCorrupt(f"{source.path} is incomplete or damaged: {remedy(name)}") from error
+    official = _official(datasets.Flowers102, name, split, source)
     paths = [f"jpg/{Path(file).name}" for file in official._image_files]
     source.require(paths, remedy(name))
     data = Flowers(name, split, source, paths, official._labels, official.classes, image_ids=[p[4:] for p in paths])
@@ -79,7 +85,7 @@ def read_flowers(name: str, split: str, root: Path) -> Pictures:
 def read_aircraft(name: str, split: str, root: Path) -> Pictures:
     """100 variants; split train (3,334), val (3,333) or test (3,333). The lowest 20 rows name the owner."""
     source = locate_source(name, root)
-    official = datasets.FGVCAircraft(str(source.path.parent), split=split)
+    official = _official(datasets.FGVCAircraft, name, split, source)
     ids = [Path(file).name for file in official._image_files]
     corners = dict(line.split(maxsplit=1) for line in source.lines("data/images_box.txt"))
     boxes = [torch.tensor([[float(v) for v in corners[i.removesuffix(".jpg")].split()]]) - 1 for i in ids]
@@ -89,7 +95,7 @@ def read_aircraft(name: str, split: str, root: Path) -> Pictures:
 def read_cars(name: str, split: str, root: Path) -> Pictures:
     """196 models; split train (8,144) or test (8,041)."""
     source = locate_source(name, root)
-    official = datasets.StanfordCars(str(source.path.parent), split=split)
+    official = _official(datasets.StanfordCars, name, split, source)
     file = "devkit/cars_train_annos.mat" if split == "train" else "cars_test_annos_withlabels.mat"
     rows = np.atleast_1d(loadmat(BytesIO(source.read(file)), squeeze_me=True)["annotations"])
     corners = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from wsol_lib.data.dataset import read_picture
 from wsol_lib.types import DataCorrupt
+
+DAMAGE = (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)  # what reading a file or a member raises
 
 
 class Source:
@@ -55,7 +58,7 @@ class Source:
         try:
             with self.open(name) as stream:
                 return stream.read()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise DataCorrupt(f"cannot read {self.where(name)}: {error}") from error
 
     def lines(self, name: str) -> list[str]:
@@ -75,7 +78,7 @@ class Source:
         try:
             with self.open(name) as stream, Image.open(stream) as picture:
                 return picture.size
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (*DAMAGE, Image.DecompressionBombError) as error:
             raise DataCorrupt(f"cannot read the picture {self.where(name)}: {error}") from error
 
     def require(self, names: Iterable[str], remedy: str) -> None:

@@ -26,13 +26,15 @@ def cut(name: str, folder: Path, root: Path | None = None) -> Path:
     """Cut "tiny-imagenet", "cub-50" or "ilsvrc-mini" from the official data below root, as an archive in `folder`.
 
     Raises:
-        ValueError: unknown subset.
+        ValueError: unknown subset, or the archive is there already: it may be the official one.
         DataMissing: the official data are not on this machine.
     """
     nearest("subset", name, CUTS)
     stem, maker = CUTS[name]
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{stem}.zip"
+    if target.exists():
+        raise ValueError(f"{target} exists already and is never overwritten: choose another folder, or move it away")
     part = target.with_name(target.name + ".part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for file, data in sorted(tqdm(maker(root), desc=target.name, unit="file", disable=None)):
