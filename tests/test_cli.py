@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -47,12 +46,10 @@ def runs(tmp_path_factory):
     return folder
 
 
-def test_help_is_quick_and_loads_no_torch():
-    start = time.perf_counter()
+def test_help_loads_no_torch():
     code = "import sys; from wsol_lib.cli import app\ntry: app(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "predict" in done.stdout and "compare" in done.stdout
-    assert time.perf_counter() - start < 3  # 0.2 s on a machine at rest
 
 
 def test_recipes_are_listed_and_shown():

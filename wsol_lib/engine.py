@@ -405,7 +405,8 @@ def _measure(result: Run, progress: bool) -> None:
     protocol = make_protocol(how)
     name = how.data or recipe.data.name
     size = recipe.data.size if name == "scenes" else None
-    dataset = _load(name, how.split, size, {**recipe.data.options, **how.options}, view=protocol)
+    options = {**recipe.data.options, **how.options} if name == recipe.data.name else how.options
+    dataset = _load(name, how.split, size, options, view=protocol)
     workers = recipe.stages[-1].workers
     start = time.perf_counter()
     result.evaluator = evaluate(
