@@ -770,7 +770,7 @@ def draw_group(axes, y, title, scores, bars):
     return y + 1.2
 
 
-# %% tags=["needs:wsol-metadata", "needs:tiny-imagenet"] mystnb={"image": {"alt": "Published GT-known scores as dots in eight groups, one for each data set and crop, over bars of what the whole frame and the best centred box score there. The bars grow with the crop; on Tiny-ImageNet all dots lie at or below the end of the bar."}}
+# %% mystnb={"image": {"alt": "Published GT-known scores as dots in eight groups, one for each data set and crop, over bars of what the whole frame and the best centred box score there. The bars grow with the crop; on Tiny-ImageNet all dots lie at or below the end of the bar."}} tags=["needs:wsol-metadata", "needs:tiny-imagenet"]
 figure, axes = plt.subplots(figsize=(7.6, 9.8))
 y = 0.0
 for key, bars in ground.items():

@@ -13,6 +13,7 @@ from torch import nn
 
 from wsol_lib import maps
 from wsol_lib.backbones import Backbone, create
+from wsol_lib.data import scenes
 from wsol_lib.methods import METHODS, method
 from wsol_lib.methods.cam import CAM, GRADIENT, VARIANTS
 from wsol_lib.types import CheckpointError, Localizer, RecipeError
@@ -276,3 +277,17 @@ def test_the_registry_gives_classes_by_name():
         method("camm")
     with pytest.raises(RecipeError, match="no method 'zzz': there are cam"):
         method("zzz")
+
+
+def test_a_probe_of_two_classes_has_a_row_for_each():
+    data = scenes.make(24, 0, families=1, classes=2, split="train")
+    model = CAM.probed(create("test_resnet"), data)
+    logits = model.eval().localize(torch.stack([data[i]["image"] for i in range(24)])).logits
+    assert logits.shape == (24, 2)
+    assert (logits.argmax(1) == data.labels).float().mean() > 0.7
+
+
+def test_a_probe_needs_a_picture_of_every_class():
+    data = scenes.make(24, 0, classes=12, split="train")
+    with pytest.raises(ValueError, match="no picture of class"):
+        CAM.probed(create("test_resnet"), data.subset([0, 1]))

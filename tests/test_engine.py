@@ -638,3 +638,11 @@ def test_localize_keeps_the_order_of_the_data():
     found = localize(Teacher(), data, batch_size=3)
     single = Teacher().eval().localize(data[5]["image"][None], data.labels[5:6])
     assert len(found) == 7 and torch.allclose(found.maps[5], single.maps[0], atol=1e-6)
+
+
+def test_an_override_changes_no_mapping_of_the_caller_and_must_be_yaml():
+    contents = load_recipe("smoke").model_dump(mode="json")
+    assert load_recipe(contents, ["stages.0.epochs=7"]).stages[0].epochs == 7
+    assert contents["stages"][0]["epochs"] != 7
+    with pytest.raises(RecipeError, match="gives no YAML"):
+        load_recipe("smoke", ["stages.0.args=[1"])

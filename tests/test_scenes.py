@@ -104,7 +104,7 @@ class TestTruth:
 
     def test_parts_show_their_colour(self):
         made = scenes.make(48, 6, size=128, context_bias=0, habitats="own")
-        for i in np.flatnonzero(made.plan.moods == 0):
+        for i in np.flatnonzero(made._plan.moods == 0):
             seen = made.images[i][made.part_masks[i]].mean(0)
             if made.habitats[i] == 1:
                 continue  # under water everything is bluish
@@ -151,12 +151,12 @@ class TestKnobs:
     def test_object_knobs_leave_the_landscape_alone(self, plain, knob):
         other = scenes.make(40, 3, **knob)
         assert np.array_equal(other.habitats, plain.habitats[:40])
-        assert np.array_equal(other.plan.moods, plain.plan.moods[:40])
+        assert np.array_equal(other._plan.moods, plain._plan.moods[:40])
         assert torch.equal(other.labels, plain.labels[:40])
 
     def test_part_size_changes_only_the_part(self, plain):
         other = scenes.make(40, 3, part_size=0.1)
-        assert np.array_equal(other.plan.places, plain.plan.places[:40])
+        assert np.array_equal(other._plan.places, plain._plan.places[:40])
         share = [s.part_masks.sum() / s.masks.sum() for s in (other, scenes.make(40, 3, part_size=0.5))]
         assert share[0] < 0.03 and share[1] > 0.12
 
@@ -188,7 +188,7 @@ class TestKnobs:
 
     def test_no_water_without_reflection(self, plain):
         pool = PROP_NUMBER["pool"]
-        share = [(scenes.make(400, 1, reflection=r).plan.places[..., 0] == pool).any(1).mean() for r in (0, 0.5, 1)]
+        share = [(scenes.make(400, 1, reflection=r)._plan.places[..., 0] == pool).any(1).mean() for r in (0, 0.5, 1)]
         assert share[0] == 0 and abs(share[1] - 0.5) < 0.1 and share[2] == 1
 
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -270,7 +271,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         RecipeError: no such recipe, no YAML, an unknown or ill-typed key.
     """
-    contents = dict(source) if isinstance(source, Mapping) else _read(recipe_path(source))
+    contents = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(recipe_path(source))
     for override in overrides:
         _set(contents, override)
     return Recipe(**contents)
@@ -294,7 +295,10 @@ def _set(contents: dict[str, Any], override: str) -> None:
     place: Any = contents
     for part in parents:
         place = _child(place, part, path)
-    place[_slot(place, last, path)] = yaml.safe_load(value)
+    try:
+        place[_slot(place, last, path)] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"the override {override!r} gives no YAML: quote its value or close its brackets") from None
 
 
 def _child(place: Any, part: str, path: str) -> Any:

@@ -152,16 +152,23 @@ class CAM(Localizer):
 
         Args:
             backbone: made with weights; it does not change.
-            data: pictures of one size.
+            data: pictures of one size, with some of every class.
             strength: C of `sklearn.linear_model.LogisticRegression`; smaller is a stronger penalty.
             **options: as for the constructor.
+
+        Raises:
+            ValueError: a class has no picture.
         """
+        absent = sorted(set(range(len(data.classes))) - set(data.labels.tolist()))
+        if absent:
+            raise ValueError(f"no picture of class {data.classes[absent[0]]!r} is there to fit its weights to")
         model = cls(backbone, len(data.classes), freeze_backbone=True, **options)
         features, labels = model._pooled(data)
         regression = LogisticRegression(C=strength, max_iter=2000).fit(features.numpy(), labels.numpy())
-        model.head.load_state_dict(
-            {"weight": torch.tensor(regression.coef_), "bias": torch.tensor(regression.intercept_)}
-        )
+        weight, bias = torch.tensor(regression.coef_), torch.tensor(regression.intercept_)
+        if len(weight) == 1:  # two classes share one row: the logit of the second minus that of the first
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        model.head.load_state_dict({"weight": weight, "bias": bias})
         return model
 
     @torch.no_grad()

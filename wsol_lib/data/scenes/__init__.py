@@ -46,7 +46,7 @@ class Scenes(WsolDataset):
     name = "scenes"
 
     def __init__(self, plan: Plan, species: tuple[Species, ...], sprites: tuple[NDArray, NDArray], size: int) -> None:
-        self.plan, self.species, self.size = plan, species, size
+        self._plan, self.species, self.size = plan, species, size
         self._shapes, self._starts = sprites
         n = len(plan.labels)
         self.classes = tuple(s.name for s in species)
@@ -88,7 +88,7 @@ class Scenes(WsolDataset):
     def subset(self, indices: Sequence[int] | Tensor) -> Scenes:
         """The same world with only the given pictures, in the given order; `index` counts anew from 0."""
         rows = np.array([int(i) for i in indices], dtype=np.int64)
-        part = Scenes(self.plan.take(rows), self.species, (self._shapes, self._starts), self._pictures.shape[1])
+        part = Scenes(self._plan.take(rows), self.species, (self._shapes, self._starts), self._pictures.shape[1])
         part.split, part.supervision, part.view = self.split, self.supervision, self.view
         part.image_ids = tuple(self.image_ids[i] for i in rows)
         return part
@@ -110,7 +110,7 @@ class Scenes(WsolDataset):
 
     def _draw(self, i: int) -> None:
         if not self._drawn[i]:
-            habitat, plan = self.plan.habitats[i], self.plan
+            habitat, plan = self._plan.habitats[i], self._plan
             palette = earth.PALETTES[habitat, plan.moods[i]]
             drawing.draw(palette, earth.RELIEFS[habitat], plan.skies[i], plan.places[i], self._shapes, self._starts,
                          self._pictures[i], self._owners[i])  # fmt: skip
