@@ -134,7 +134,9 @@ assert torch.isclose(logit, answer.logits[0, label[0]], atol=1e-3)
 # %%
 lifted = by_hand + bias[label[0]]
 assert torch.allclose(maps.normalize(lifted[None]), maps.normalize(by_hand[None]), atol=1e-5)
-print(f"{(by_hand < 0).sum()} of {by_hand.numel()} cells speak against the cat; from {by_hand.min():.1f} to {by_hand.max():.1f}")
+print(
+    f"{(by_hand < 0).sum()} of {by_hand.numel()} cells speak against the cat; from {by_hand.min():.1f} to {by_hand.max():.1f}"
+)
 assert by_hand.max() > 10 * by_hand.abs().min()
 
 # %% [markdown]
@@ -226,6 +228,7 @@ def weighted(a):
     """ReLU of the sum over channels, weights [C] or [C,h,w]."""
     return (a.reshape(len(A), *a.shape[1:] or (1, 1)) * A).sum(0).relu()  # [h,w]
 
+
 # %% [markdown]
 # **Grad-CAM**: the mean gradient. Channel 0 gets 1; channel 1 gets $-\tfrac12$, evidence against the class.
 
@@ -270,8 +273,12 @@ assert weighted(G).tolist() == [[1, 2], [0, 1]]
 shown = A / A.amax((1, 2), keepdim=True)  # [C,h,w]: the channels as masks of a white picture
 a = shown[:, 0].sum(1).softmax(0)  # [C]
 print(f"{shown[:, 0].sum(1).tolist()} -> {a[0]:.3f}, {a[1]:.3f}")
+
+
 def upper_row(pictures):
     return pictures[:, 0, 0].sum(1, keepdim=True)  # [N,3,2,2] -> [N,K]
+
+
 white, only = torch.ones(1, 3, 2, 2), torch.tensor([0])
 assert torch.allclose(weighted(a), maps.score_cam(A[None], upper_row, white, only)[0])
 
@@ -334,10 +341,15 @@ spot = torch.full((3, 224, 224), 0.5)
 spot[:, 48:64, 160:176] = 1.0  # the patch in row 3, column 10
 with torch.no_grad():
     tokens = vit.network.forward_intermediates(
-        torch.stack([torch.full_like(spot, 0.5), spot]), indices=[0], output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        torch.stack([torch.full_like(spot, 0.5), spot]),
+        indices=[0],
+        output_fmt="NLC",
+        return_prefix_tokens=True,
+        intermediates_only=True,
     )[0]
     tokens = torch.cat(tokens[::-1], dim=1)  # [2,1+196,C]: class token first
 print(tuple(tokens.shape))
+
 
 # %% tags=["nbval-ignore-output"]
 def place(tokens):
@@ -364,7 +376,9 @@ before = torch.randn(1, 197, 192, generator=torch.Generator().manual_seed(0)).re
 after = block(before)
 score = (after[:, 0] * torch.linspace(-1, 1, 192)).sum()  # a head on the class token
 into, out = torch.autograd.grad(score, [before, after])
-print("gradient of patch tokens, before the last block:", bool(into[:, 1:].any()), "  after it:", bool(out[:, 1:].any()))
+print(
+    "gradient of patch tokens, before the last block:", bool(into[:, 1:].any()), "  after it:", bool(out[:, 1:].any())
+)
 assert into[:, 1:].any() and not out[:, 1:].any()
 
 # %% [markdown]
@@ -379,6 +393,7 @@ assert into[:, 1:].any() and not out[:, 1:].any()
 # GT-known is at a threshold that was cross-fitted, and the floor is the centred Gaussian of
 # [chapter 02](02_measuring.ipynb), which does not look.
 
+
 # %%
 def read_knob(name, knob, **options):
     """Setting of a knob -> one row a seed: Top-1 classification, GT-known, GT-known of the floor."""
@@ -391,11 +406,13 @@ def read_knob(name, knob, **options):
         found.setdefault(cell["setting"][knob], []).append(row)
     return {setting: np.array(rows) for setting, rows in found.items() if len(rows) > 1}
 
+
 # %%
 def tell(found):
     for setting, rows in found.items():
         told = [f"{rows[:, k].mean():5.1f} ± {grid.half_width(rows[:, k]):4.1f}" for k in range(3)]
         print(f"{setting:>9}   classes {told[0]}   GT-known {told[1]}   floor {told[2]}   {len(rows)} seeds")
+
 
 # %%
 def draw(found, knob):
@@ -408,6 +425,7 @@ def draw(found, knob):
     axes.set(xlabel=knob, ylabel="per cent", ylim=(0, 102))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
+
 
 # %% [markdown]
 # ### The telling part is small
@@ -595,6 +613,7 @@ assert 56 < live.gt_known < 70 and live.gt_known > floors["centred Gaussian"].gt
 # python -m tools.cam_family tiny-imagenet ilsvrc cub
 # ```
 
+
 # %%
 def family(name):
     """Print floors and the variants of CAM on one data set; returns GT-known of each."""
@@ -606,6 +625,7 @@ def family(name):
         line = f"{label:18} {scores['max_box_acc']:6.2f} {scores['max_box_acc_v2']:8.2f} {scores['gt_known']:7.2f}  "
         print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.2f}" if ends else ""))
     return {label: scores["gt_known"] for label, scores, _ in rows}
+
 
 # %%
 on_tiny = family("tiny-imagenet")
