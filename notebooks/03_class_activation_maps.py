@@ -757,8 +757,8 @@ for name, file, subset in (("ILSVRC", "ilsvrc", "1,300 easier pictures"), ("CUB"
 
 # %% [markdown]
 # The rows are not alike: another network, other pictures, no fine-tuning. They are set side by side so that you see the size of a
-# gap that *means* something, next to the floor. The recipes `cub/cam-resnet50` and `ilsvrc/cam-resnet50` hold the settings of the
-# paper's ResNet50, for a machine that can run them.
+# gap that *means* something, next to the floor. The recipes `cub/cam-resnet50` and `ilsvrc/cam-resnet50` hold settings of a
+# public follow-up of the paper's code, for a machine that can run them; they have not been run here.
 #
 # ## Exercises
 #
