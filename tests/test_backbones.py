@@ -242,13 +242,13 @@ def test_a_checkpoint_of_timm_may_be_wrapped(tmp_path, vit_file):
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(RecipeError, match="did you mean 'resnet50'"):
         create("resnet_50")
-    with pytest.raises(RecipeError, match=r"no stage 'layer4'.* it has stage1, .*last, logits"):
+    with pytest.raises(RecipeError, match=r"no stage 'layer4' \(it has stage1, .*last, logits\); did you mean"):
         create("test_resnet", stages=("layer4",))
     with pytest.raises(RecipeError, match='no stage "logits"'):
         create("test_resnet", stages=("logits",))
     with pytest.raises(RecipeError, match="at least one stage"):
         create("test_resnet", stages=())
-    with pytest.raises(RecipeError, match="unexpected keyword argument 'weigths': did you mean 'weights'"):
+    with pytest.raises(RecipeError, match="unexpected keyword argument 'weigths'; did you mean 'weights'"):
         create("test_resnet", weigths="random")
 
 

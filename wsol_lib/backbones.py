@@ -13,7 +13,6 @@ out["stage4"])` works for transformers too, because their tokens are turned into
 
 from __future__ import annotations
 
-import difflib
 import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from wsol_lib.types import CheckpointError, DataMissing, RecipeError
+from wsol_lib.types import CheckpointError, DataMissing, RecipeError, nearest
 
 OWN_WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
 LITE0 = "tf_efficientnet_lite0"
@@ -209,7 +208,7 @@ def create(
         CheckpointError: the file is damaged or belongs to another network.
     """
     if not timm.is_model(name):
-        raise RecipeError(f"timm has no network {name!r}{_nearest(name, timm.list_models())}")
+        raise RecipeError(f"timm has no network {name!r}{nearest(name, timm.list_models())}")
     dynamic = {"dynamic_img_size": True} if _takes(name, "dynamic_img_size") else {}
     build = partial(_build, name, **{**dynamic, **network})
     model, norm = _weighted_model(name, build, weights)
@@ -226,7 +225,7 @@ def _build(name: str, **options: Any) -> Any:
     try:
         return timm.create_model(name, **options)
     except TypeError as error:
-        hints = [_nearest(option, ("weights", "stages")) for option in options]
+        hints = [nearest(option, ("weights", "stages")) for option in options]
         raise RecipeError(f"{name} cannot be made with these options: {error}{''.join(hints)}") from error
 
 
@@ -428,14 +427,9 @@ def _ordered(stages: Sequence[str], levels: int, name: str, classifier: bool) ->
     known = [f"stage{i + 1}" for i in range(levels)] + ["last", "logits"]
     for stage in stages:
         if stage not in known:
-            raise RecipeError(f"{name} has no stage {stage!r}{_nearest(stage, known)}; it has {', '.join(known)}")
+            raise RecipeError(f"{name} has no stage {stage!r} (it has {', '.join(known)}){nearest(stage, known)}")
     if not stages:
         raise RecipeError(f"ask {name} for at least one stage of {', '.join(known)}")
     if "logits" in stages and not classifier:
         raise RecipeError(f'{name} with these weights has no classifier, so there is no stage "logits"')
     return tuple(sorted(set(stages), key=known.index))
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1)
-    return f": did you mean {match[0]!r}?" if match else ""

@@ -39,11 +39,10 @@ from wsol_lib.recipe import (
     Training,
     View,
     load_recipe,
-    nearest,
     recipe_names,
 )
 from wsol_lib.training import CHECKPOINT, Callback, History, TrainingFailed, device_of, fit, to_device
-from wsol_lib.types import Batch, CheckpointError, Localization, Localizer, RecipeError
+from wsol_lib.types import Batch, CheckpointError, Localization, Localizer, RecipeError, nearest
 
 __all__ = [
     "Callback",

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from wsol_lib import distributed
 from wsol_lib.checkpoint import write_text
 from wsol_lib.engine import digest, run
-from wsol_lib.recipe import Recipe, load_recipe, nearest
-from wsol_lib.types import RecipeError
+from wsol_lib.recipe import Recipe, load_recipe
+from wsol_lib.types import RecipeError, nearest
 
 SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls")
 

@@ -15,8 +15,7 @@ from wsol_lib.boxes import box_at
 from wsol_lib.data.geometry import Frame, to_tensor
 from wsol_lib.engine import to_original
 from wsol_lib.maps import normalize, resize
-from wsol_lib.recipe import nearest
-from wsol_lib.types import DataCorrupt, DataMissing, Localizer, WsolError
+from wsol_lib.types import DataCorrupt, DataMissing, Localizer, WsolError, nearest
 
 SHORT_SIDE, CELL, LARGEST_DRAWN = 224, 32, 640
 
@@ -83,8 +82,7 @@ def class_number(name: str, classes: Sequence[str]) -> int:
     if wanted.isdigit() and int(wanted) < len(classes):
         return int(wanted)
     if wanted not in synonyms:
-        near = nearest(wanted, synonyms) if len(synonyms) < 30 or "did" in nearest(wanted, synonyms) else ""
-        raise WsolError(f"the network knows no class {name!r}{near}")
+        raise WsolError(f"the network knows no class {name!r}{nearest(wanted, synonyms)}")
     return synonyms[wanted]
 
 

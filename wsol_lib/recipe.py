@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wsol_lib.types import RecipeError
+from wsol_lib.types import RecipeError, nearest
 
 
 class Part(BaseModel):
@@ -199,15 +198,6 @@ class Recipe(Part):
                     raise ValueError(f"stage {stage.name!r} needs an earlier {source!r}{nearest(source, earlier)}")
             earlier.append(stage.name)
         return self
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence that offers the nearest of `words`, or all of them where none is near."""
-    words = sorted(words)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f" (there are: {', '.join(words)})" if words else ""
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+
+MANY_WORDS = 30  # more than this are not listed in an error
 
 
 class WsolError(Exception):
@@ -32,6 +35,15 @@ class RecipeError(WsolError):
 
 class CheckpointError(WsolError):
     """A checkpoint belongs to another method or class count, or the file is damaged."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of a sentence that offers the nearest of `words`, or all of them where none is near and they are few."""
+    words = sorted(words)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f" (there are: {', '.join(words)})" if 0 < len(words) <= MANY_WORDS else ""
 
 
 class Batch(TypedDict, total=False):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 
-from wsol_lib.types import Localizer, RecipeError
+from wsol_lib.types import Localizer, RecipeError, nearest
 
 METHODS: dict[str, str] = {
     "cam": "wsol_lib.methods.cam:CAM",
@@ -22,8 +21,6 @@ def method(name: str) -> type[Localizer]:
         RecipeError: there is no such method; the text names the nearest.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
-        raise RecipeError(f"there is no method {name!r}: {hint}")
+        raise RecipeError(f"there is no method {name!r}{nearest(name, METHODS)}")
     module, kind = METHODS[name].split(":")
     return getattr(import_module(module), kind)
