@@ -40,9 +40,11 @@ def photo(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    wsol("train", "smoke", "--out", folder, "--device", "cpu", *SMALL)
+def trained(tmp_path_factory):
+    """The folder of a finished run; more runs lie beside it later."""
+    runs = tmp_path_factory.mktemp("runs")
+    wsol("train", "smoke", "--out", runs, "--device", "cpu", *SMALL)
+    (folder,) = runs.glob("smoke-*")
     return folder
 
 
@@ -79,34 +81,32 @@ def test_data_is_handed_on():
 
 
 @pytest.mark.slow
-def test_train_measures_and_evaluate_reads_the_run(runs):
-    (folder,) = runs.glob("smoke-*")
-    written = json.loads((folder / "results.json").read_text())
+def test_train_measures_and_evaluate_reads_the_run(trained):
+    written = json.loads((trained / "results.json").read_text())
     assert written["n"] == 12
-    again = wsol("train", "smoke", "--out", runs, "--device", "cpu", *SMALL)
-    assert "centred Gaussian" in again.output and str(folder) in again.output
-    measured = json.loads(wsol("evaluate", folder, "--limit", 5, "--device", "cpu", "--json").output)
+    again = wsol("train", "smoke", "--out", trained.parent, "--device", "cpu", *SMALL)
+    assert "centred Gaussian" in again.output and str(trained) in again.output
+    measured = json.loads(wsol("evaluate", trained, "--limit", 5, "--device", "cpu", "--json").output)
     assert measured["n"] == 5 and measured["recipe"]["data"] == written["recipe"]["data"]
-    other = wsol("evaluate", folder, "--protocol", "ted-loc", "--device", "cpu")
+    other = wsol("evaluate", trained, "--protocol", "ted-loc", "--device", "cpu")
     assert "protocol ted-loc" in other.output
-    assert "did you mean 'psol'" in wsol("evaluate", folder, "--protocol", "pso", code=2).stderr
+    assert "did you mean 'psol'" in wsol("evaluate", trained, "--protocol", "pso", code=2).stderr
 
 
 @pytest.mark.slow
-def test_predict_with_a_trained_run(runs, photo):
-    (folder,) = [path for path in runs.glob("smoke-*") if json.loads((path / "results.json").read_text())["n"] == 12]
-    found = json.loads(wsol("predict", photo, "--run", folder, "--json", "--top", 2).output)
+def test_predict_with_a_trained_run(trained, photo):
+    found = json.loads(wsol("predict", photo, "--run", trained, "--json", "--top", 2).output)
     assert len(found[0]["top"]) == 2
 
 
 @pytest.mark.slow
-def test_a_trained_run_sees_all_of_a_photo_even_where_its_protocol_crops(runs):
-    (folder,) = [path for path in runs.glob("smoke-*") if json.loads((path / "results.json").read_text())["n"] == 12]
-    contents = json.loads((folder / "results.json").read_text())
+def test_a_trained_run_sees_all_of_a_photo_even_where_its_protocol_crops(trained):
+    contents = json.loads((trained / "results.json").read_text())
     contents["recipe"]["evaluate"]["args"] = {"resize": 64, "crop": 48}
-    (runs / "cropped").mkdir()
-    (runs / "cropped" / "results.json").write_text(json.dumps(contents))
-    assert cli.trained_network(str(runs / "cropped"), runs)[2]((300, 200)) == Frame(48, 48)
+    cropped = trained.with_name("cropped")
+    cropped.mkdir()
+    (cropped / "results.json").write_text(json.dumps(contents))
+    assert cli.trained_network(str(cropped), trained.parent)[2]((300, 200)) == Frame(48, 48)
 
 
 @pytest.mark.slow

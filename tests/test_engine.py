@@ -14,6 +14,7 @@ import pytest
 import torch
 from toys import Exploding, Picky, Squares, Student, Teacher
 
+from wsol_lib import engine
 from wsol_lib.data.geometry import Frame
 from wsol_lib.engine import (
     Callback,
@@ -646,3 +647,13 @@ def test_an_override_changes_no_mapping_of_the_caller_and_must_be_yaml():
     assert contents["stages"][0]["epochs"] != 7
     with pytest.raises(RecipeError, match="gives no YAML"):
         load_recipe("smoke", ["stages.0.args=[1"])
+
+
+def test_a_stage_is_known_by_the_contents_of_its_weights_file(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    stage = Stage(name="a", method="cam", backbone={"name": "resnet18", "weights": str(file)})
+    file.write_bytes(b"one")
+    first = engine._weights_of(stage)
+    file.write_bytes(b"two")
+    assert first and engine._weights_of(stage) != first
+    assert engine._weights_of(Stage(name="a", method="cam", backbone={"name": "resnet18"})) is None

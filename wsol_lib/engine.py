@@ -307,7 +307,13 @@ def _stage_hash(recipe: Recipe, stage: Stage, data: WsolDataset, earlier: Mappin
     pictures = digest([data.image_ids, data.labels.tolist()])
     needed = [earlier[name] for name in stage.leans_on]
     part = stage.model_dump(mode="json", exclude={"workers", "checkpoint_steps"})
-    return digest([part, recipe.seed, recipe.data.model_dump(mode="json"), pictures, needed, code])
+    return digest([part, recipe.seed, recipe.data.model_dump(mode="json"), pictures, needed, code, _weights_of(stage)])
+
+
+def _weights_of(stage: Stage) -> str | None:
+    """What the weights file of a stage's backbone holds; None where the weights are no file."""
+    path = Path(str((stage.backbone or {}).get("weights", "")))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _run_stage(
@@ -508,7 +514,7 @@ def provenance() -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {
             "machine": platform.machine(),
