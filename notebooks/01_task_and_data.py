@@ -126,8 +126,8 @@ for what, time, source in studies:
 # for longer than a year, day and night; the next cell does the sum. A label, on the other hand, often comes for free:
 # a search word, a tag, the folder a photograph lies in, a diagnosis in a patient's file. *That* is the case for weak
 # supervision. It is weaker where a box costs 7 s, and weaker still if you need only a few hundred boxes, as we shall
-# see below. (Sources: [Papadopoulos et al., 2017](https://arxiv.org/abs/1708.02750); [Bearman et al.,
-# 2016](https://arxiv.org/abs/1506.02106); [Russakovsky et al., 2015](../book/references.md).)
+# see below. (Sources: [Papadopoulos et al., 2017](https://arxiv.org/abs/1708.02750), who take the 35 s from an earlier
+# study; [Bearman et al., 2016](https://arxiv.org/abs/1506.02106); [Russakovsky et al., 2015](../book/references.md).)
 
 # %%
 pictures = 1_281_167  # training pictures of ILSVRC2012
@@ -194,8 +194,10 @@ class AlwaysCentre(Localizer):
 
 # %% [markdown]
 # The evaluation knows nothing of the method but `localize`. It draws a box around the part of each map above a
-# threshold $\tau$, and counts hits. How maps become boxes is the subject of [chapter 02](02_measuring.ipynb). Only
-# one thing matters here: with `tau="cross-fit"`, $\tau$ is chosen on one half of the pictures and scored on the
+# threshold $\tau$, and counts hits. The share of hits, in per cent, is called **GT-known**: the map may be drawn for the
+# true class, so that only *where* is asked. The rules of the count are a **protocol**; this one, `wsolevaluation`, is
+# that of [Choe et al. (2020)](../book/references.md). How maps become boxes is the subject of [chapter
+# 02](02_measuring.ipynb). Only one thing matters here: with `tau="cross-fit"`, $\tau$ is chosen on one half of the pictures and scored on the
 # other, both ways, so nothing is tuned on the pictures it is measured on.
 
 # %% tags=["nbval-ignore-output"]
@@ -212,8 +214,8 @@ print(
 )
 
 # %% [markdown]
-# It finds one animal in five, without looking. Such a score is a **floor**: a method that does not beat it has
-# localized nothing. The library computes the floors of any data set from its boxes alone, and gets the same number as
+# It finds one animal in five, without looking. Such a score is a **floor**: a method that does not beat it has not
+# shown that it localizes anything. The library computes the floors of any data set from its boxes alone, and gets the same number as
 # our class.
 
 # %%
@@ -568,7 +570,7 @@ figure.colorbar(drawn, label="share of boxes")
 plt.show()
 
 # %% [markdown]
-# Photographers put things in the middle. Nearly every bird of CUB covers the centre of its picture; the animals of
+# Photographers put things in the middle. Nearly every box of CUB-50 holds the centre of its picture; the animals of
 # `scenes` roam. Now the sizes.
 
 # %% mystnb={"image": {"alt": "Cumulative curves of relative box area. Boxes of scenes are smallest and never exceed half of the picture; CUB is narrow around a third; Tiny-ImageNet and ILSVRC spread from tiny to the whole picture."}} tags=["needs:tiny-imagenet", "needs:cub", "needs:ilsvrc"]
@@ -589,7 +591,7 @@ for name, boxes in spread.items():
     print(f"{name:15}{len(boxes):7}{a_picture:11.2f}{area:13.2f}{middle:15.2f}{centres.std(0).mean():19.2f}")
 
 # %% [markdown]
-# "Centre inside" is the share of boxes that hold the middle of the picture. On CUB it is 0.95, and a bird's centre
+# "Centre inside" is the share of boxes that hold the middle of the picture. On CUB-50 it is 0.95, and a bird's centre
 # strays by only 0.08 of the picture's side. In `scenes` it strays by 0.15, and the objects are smaller. ILSVRC-mini
 # alone has more than one box a picture, 1.49 on average; among its many small boxes one is often big enough for a
 # blind guess, as we shall see.
@@ -619,7 +621,7 @@ assert blind["scenes"]["best centred box"] < 25 < 55 < min(blind[name]["best cen
 # On photographs, a box drawn blindly in the middle is right more often than not. The full box does well where objects
 # are big, badly on CUB. Remember these numbers when a paper reports a few points above sixty. On `scenes` the same
 # guess gets about 22 per cent, so there is room to see a method work. [Chapter 02](02_measuring.ipynb) makes the
-# floors under every published protocol.
+# floors under the crops of published protocols.
 #
 # ## Three traps in the coordinates
 #
@@ -765,7 +767,8 @@ assert torch.allclose(before, after) and abs(plus_one[0] - plus_one[1]) > 1e-3
 # validation set is already supervision by boxes, if only for a few parameters. [Choe et al.
 # (2020)](../book/references.md) therefore made it explicit: they collected separate validation sets, CUBv2 and boxes
 # for ImageNetV2, and everyone may use the same boxes for the same choices. And they asked what those boxes are worth
-# if one *trains* on them.
+# if one *trains* on them. (MaxBoxAccV2 scores boxes and PxAP scores pixels; [chapter 02](02_measuring.ipynb) builds
+# both, and the floors that belong beside them.)
 
 # %% tags=["needs:wsol-metadata"]
 from wsol_lib.data import load_metadata
@@ -788,7 +791,8 @@ for name, cam, few_boxes in published:
 
 # %% [markdown]
 # A network trained on the few boxes of the validation set, or on its masks for OpenImages, was as good as CAM on
-# ImageNet and far better on the other two. (Upper bounds, all of them: $\tau$ was chosen on the test pictures.) If
+# ImageNet and far better on the other two. (MaxBoxAccV2 is an upper bound, for its $\tau$ was chosen on the test
+# pictures; PxAP chooses none.) If
 # you have a few boxes, it may be wiser to train on them than to tune with them. [Murtaza et al.
 # (2025)](../book/references.md) go on from there and choose without any true box. This book chooses by cross-fit, by
 # Otsu's rule or not at all, and says which.
@@ -898,8 +902,8 @@ assert species[1.0, "swapped"] < 10 and family[1.0, "swapped"] > 85  # the other
 # %% [markdown]
 # Where species stay at home, the two reports look alike. The swap tells the students apart. One still knows its
 # animals. The other gets the family right and the species wrong, nearly without exception: it reads the family off
-# the body and the species off the *landscape*, and has learnt nothing of the telling part, for in its world nothing
-# ever asked for it. Both know **what**, at home. From labels alone, nobody could see *from where in the picture* they
+# the body and the species off the *landscape*, and shows no sign of having learnt the telling part, for in its world
+# nothing ever asked for it. (One seed, 600 pictures an exam: a demonstration. Claims get five seeds.) Both know **what**, at home. From labels alone, nobody could see *from where in the picture* they
 # know it.
 #
 # And if we ask?
@@ -1014,7 +1018,7 @@ except NotImplementedError:
 # 2. **The causes.** In `scenes` a family shares its body, a small part tells the species, and each failure has its
 #    own knob. Turning one knob on the same pictures is an intervention, which tests a paper's *reason* and not only
 #    its score. At `context_bias=1`, landscape alone names half of the species.
-# 3. **The data.** Photographs have objects in the middle, and often big ones: a blind centred box gets more than half
-#    of the boxes of Tiny-ImageNet, CUB-50 and ILSVRC-mini. Ends may be inclusive, boxes may leave the picture,
+# 3. **The data.** Photographs have objects in the middle, and often big ones: a blind centred box is a hit on
+#    more than half of the pictures of Tiny-ImageNet, CUB-50 and ILSVRC-mini. Ends may be inclusive, boxes may leave the picture,
 #    pictures may be squashed: one `Frame` moves picture, box and mask together, and the protocol says how they are
 #    read. Validation with boxes is supervision too.
