@@ -450,7 +450,7 @@ draw(part, "part_size")
 
 # %% [markdown]
 # The smaller the part, the worse the box, while nearly every picture is still named right. (Neighbouring intervals overlap; those of the two
-# ends do not. The floor moves as well, for the part belongs to the box, but less.) At the smallest setting CAM has fallen *to or below
+# ends hardly do. The floor moves as well, for the part belongs to the box, but less.) At the smallest setting CAM has fallen *to or below
 # the floor*: a network that tells six species apart on nine pictures of ten localizes no better than a blob that never looks. Nothing in the
 # loss asked for more.
 
