@@ -15,6 +15,7 @@ import torch
 from toys import Exploding, Picky, Squares, Student, Teacher
 
 from wsol_lib import engine
+from wsol_lib.data import load
 from wsol_lib.data.geometry import Frame
 from wsol_lib.engine import (
     Callback,
@@ -651,9 +652,12 @@ def test_an_override_changes_no_mapping_of_the_caller_and_must_be_yaml():
 
 def test_a_stage_is_known_by_the_contents_of_its_weights_file(tmp_path):
     file = tmp_path / "weights.safetensors"
-    stage = Stage(name="a", method="cam", backbone={"name": "resnet18", "weights": str(file)})
-    file.write_bytes(b"one")
-    first = engine._weights_of(stage)
-    file.write_bytes(b"two")
-    assert first and engine._weights_of(stage) != first
+    recipe = load_recipe("smoke", [f"stages.0.backbone.weights={file}"])
+    data = load("scenes", "train", size=64, n=12)
+    hashes = []
+    for contents in (b"one", b"two", b"one"):
+        file.write_bytes(contents)
+        assert engine._weights_of(recipe.stages[0])
+        hashes.append(engine._stage_hash(recipe, recipe.stages[0], data, {}))
+    assert hashes[0] == hashes[2] != hashes[1]
     assert engine._weights_of(Stage(name="a", method="cam", backbone={"name": "resnet18"})) is None
