@@ -121,6 +121,9 @@ def test_torchrun_trains_with_two_processes(tmp_path):
     (results,) = tmp_path.glob("smoke-*/results.json")
     written = json.loads(results.read_text())
     assert written["n"] == 12 and written["hardware"]["processes"] == 2
+    alone = json.loads(wsol("evaluate", results.parent, "--out", tmp_path, "--device", "cpu", "--json").stdout)
+    for score in ("gt_known", "pxap", "piou"):
+        assert written["scores"][score] == pytest.approx(alone["scores"][score], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -247,9 +250,40 @@ def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):
     assert summary[0]["seeds"] == [1, 2, 3] and summary[0]["scores"]["gt_known"]["mean"] == 20
     assert "top1_cls" not in summary[0]["scores"]
     assert json.loads((tmp_path / "grid.json").read_text())["summary"] == summary
+    assert summary[0]["scores"]["pxap"]["mean"] == summary[0]["scores"]["piou"]["mean"] == 20
     other = [({"recipe": "smoke"}, load_recipe("smoke", ["seed=1", "stages.0.epochs=5"]))]
     both = grid.compare(other, tmp_path / "grid.json")["summary"]
     assert [row["seeds"] for row in both] == [[1, 2, 3], [1]]
+
+
+def test_a_comparison_is_stored_and_read_again_and_older_ones_may_lack_scores(tmp_path):
+    def cell(seed, **scores):
+        return {"setting": {"recipe": "x"}, "recipe": {"seed": seed}, "seed": seed, "scores": scores}
+
+    finished = {str(seed): cell(seed, gt_known=10.0 * seed, pxap=50.0 + seed) for seed in (1, 2)}
+    grid.store(tmp_path / "new" / "grid.json", finished)
+    stored = json.loads((tmp_path / "new" / "grid.json").read_text())
+    assert stored["cells"] == finished and stored["summary"] == grid.summarise(finished.values())
+    (row,) = stored["summary"]
+    assert {name: score["mean"] for name, score in row["scores"].items()} == {"gt_known": 15, "pxap": 51.5}
+    assert row["scores"]["pxap"]["half_width"] == pytest.approx(12.706205 * 0.5, rel=1e-5)
+    assert "pxap 51.5 ± 6.4" in cli.summary_line(row)
+    (old,) = grid.summarise([cell(1, gt_known=10.0), cell(2, gt_known=20.0, pxap=50.0)])
+    assert list(old["scores"]) == ["gt_known"]
+
+
+@pytest.mark.parametrize(("tau", "more"), [("best", "gt_known, "), ("cross-fit", "")])
+def test_the_table_shows_pixel_scores_where_they_are_known_and_names_the_upper_bounds(tau, more):
+    known = dict.fromkeys(("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls"), 12.5)
+    results = {"name": "x", "data": "d", "n": 1, "recipe": {"evaluate": {"protocol": "p"}}, "protocol": {"tau": tau}}
+    floor = dict.fromkeys(known, 2.5)
+    pixels, none = {"pxap": 71.25, "piou": 33.125}, {"pxap": None, "piou": None}
+    shown = cli.table({**results, "scores": known | pixels, "floors": {"full box": floor | none}}).splitlines()
+    assert shown[1].split()[-2:] == ["pxap", "piou"]
+    assert shown[2].split()[-2:] == ["71.25", "33.12"] and shown[3].split()[-2:] == ["-", "-"]
+    assert f": {more}max_box_acc, max_box_acc_v2, " in shown[-1] and shown[-1].endswith("piou")
+    bare = cli.table({**results, "scores": known | none, "floors": {"full box": floor | none}})
+    assert "pxap" not in bare and "piou" not in bare
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ both = pytest.mark.parametrize("how", ["folder", "zip"])
 def test_unknown_names_get_the_nearest_right_one():
     with pytest.raises(ValueError, match=r"did you mean 'tiny-imagenet'"):
         load("tiny-imagnet", "val")
-    with pytest.raises(ValueError, match=r"no split of tiny-imagenet 'test'.*known: train, val"):
+    with pytest.raises(ValueError, match=r"no split of tiny-imagenet 'test'.*there are: train, val"):
         load("tiny-imagenet", "test")
     with pytest.raises(ValueError, match=r"did you mean 'oracle'"):
         load("tiny-imagenet", "val", supervision="oracl")  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ def test_every_process_opens_the_archive_for_itself(tmp_path, monkeypatch):
 def test_unknown_class_is_named(tmp_path):
     top = tiny(tmp_path)
     text(top / "val/val_annotations.txt", "val_0.JPEG\tn09\t0\t0\t1\t1")
-    with pytest.raises(DataCorrupt, match=r"unknown class 'n09'.*nearest known one is 'n0"):
+    with pytest.raises(DataCorrupt, match=r"unknown class 'n09'.*did you mean 'n0"):
         load("tiny-imagenet", "val", root=tmp_path)
 
 
@@ -743,3 +743,13 @@ def test_real_archive_is_never_copied(wsol_data, tmp_path):
     batch = collate([data[i] for i in range(4)])
     assert batch["image"].shape == (4, 3, 224, 224) and batch["image"].min() >= 0 and batch["image"].max() <= 1
     torch.testing.assert_close(batch["boxes"][0], torch.tensor([[0, 32, 44, 62]]) * 3.5)
+
+
+def test_per_class_keeps_the_first_pictures_of_each_class_in_their_order():
+    whole = load("scenes", "train", n=60, classes=4)
+    few = load("scenes", "train", n=60, classes=4, per_class=3)
+    wanted = [i for i in range(60) if (whole.labels[:i] == whole.labels[i]).sum() < 3]
+    assert few.image_ids == tuple(whole.image_ids[i] for i in wanted)
+    assert few.labels.bincount().tolist() == [3, 3, 3, 3]
+    with pytest.raises(ValueError, match="per_class is at least 1"):
+        load("scenes", "train", n=60, per_class=0)

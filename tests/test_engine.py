@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toys import Exploding, Picky, Squares, Student, Teacher
@@ -36,7 +37,7 @@ from wsol_lib.engine import (
     save,
     to_original,
 )
-from wsol_lib.metrics import Evaluator, Protocol
+from wsol_lib.metrics import Evaluator, Protocol, peak_iou, pixel_average_precision
 from wsol_lib.training import epoch_order, make_optimizer, make_schedule, rank_batches
 from wsol_lib.types import CheckpointError, RecipeError, SupervisionError
 
@@ -609,6 +610,28 @@ def test_evaluate_equals_one_picture_at_a_time():
         by_hand.update(one, PROTOCOL.to_frame([data.boxes(i)], data.image_sizes[:1]), labels=label)
     assert found.compute() == by_hand.compute()
     assert teacher.training is False and data.view is None
+
+
+def test_evaluate_scores_pixels_where_there_are_masks():
+    protocol = Protocol(resize=32, taus=20)
+    data = load("scenes", "test", size=32, n=6, view=protocol)
+    found = evaluate(Teacher(classes=12), data, protocol, batch_size=4)
+    maps = [protocol.normalize(m) for m in localize(Teacher(classes=12), data).maps.double().numpy()]
+    maps, masks = torch.from_numpy(np.stack(maps)), torch.stack([data[i]["mask"] for i in range(6)])
+    assert found.compute().pxap == pytest.approx(pixel_average_precision(maps, masks))
+    assert found.compute().piou == pytest.approx(peak_iou(maps, masks))
+    assert found.pixel_floors()["full box"]["pxap"] == pytest.approx(100 * masks.float().mean().item())
+
+
+def test_results_hold_pixel_scores_beside_their_floors(tmp_path):
+    whole = load_recipe("smoke", ["stages.0.epochs=0", "data.options.n=24", "evaluate.options.n=12"])
+    results = run(whole, tmp_path, device="cpu").results
+    assert results["kept_epochs"] == {"cam": None}
+    assert {0 < results["scores"][name] < 100 for name in ("pxap", "piou")} == {True}
+    floors = results["floors"]
+    assert 0 < floors["full box"]["pxap"] == pytest.approx(floors["full box"]["piou"])
+    assert floors["centred Gaussian"]["pxap"] > floors["full box"]["pxap"]
+    assert floors["best centred box"]["pxap"] is None
 
 
 def test_evaluate_gives_labels_only_to_methods_that_use_them():

@@ -560,3 +560,106 @@ def test_the_box_of_a_protocol_is_the_one_that_is_measured(change):
     assert protocol.box(torch.ones(7, 7)).tolist() == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="many pictures"):
         replace(protocol, tau="cross-fit").box(scores[0])
+
+
+# --- pixel scores in a run
+
+
+def masked(n: int, seed: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """As `scene`, with masks and ignored pixels in the frame of 32 pixels; the last mask is empty."""
+    maps, boxes = scene(n, seed)
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(n, 32, 32, generator=generator) > 0.7
+    masks[-1] = False
+    return maps, boxes, masks, torch.rand(n, 32, 32, generator=generator) > 0.8
+
+
+PIXEL_PROTOCOLS = [
+    SMALL,
+    replace(SMALL, normalization="minmax-resize"),  # bicubic overshoots here
+    replace(SMALL, normalization="none", interpolation="none"),
+    Protocol(resize=40, crop=32),
+]
+
+
+@pytest.mark.parametrize("protocol", PIXEL_PROTOCOLS)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_pixel_scores_of_an_evaluator_are_those_of_the_functions(protocol, ignored):
+    maps, boxes, masks, ignore = masked(6, seed=2)
+    full = replace(protocol, interpolation="bilinear") if protocol.interpolation == "none" else protocol
+    normal = torch.stack([torch.from_numpy(full.normalize(m)) for m in maps.double().numpy()]).clamp(0, 1)
+    left_out = ignore if ignored else None
+    evaluator = Evaluator(protocol)
+    for part in (slice(0, 4), slice(4, 6)):
+        given = ignore[part] if ignored else None
+        evaluator.update(maps[part], boxes[part], masks=masks[part], ignore=given)
+    scores = evaluator.compute()
+    assert scores.pxap == pytest.approx(pixel_average_precision(normal, masks, left_out), abs=1e-9)
+    assert scores.piou == pytest.approx(peak_iou(normal, masks, left_out), abs=1e-9)
+
+    gaussian = torch.exp(-8 * (torch.arange(-15.5, 16).double() / 32) ** 2)
+    gaussian = torch.outer(gaussian, gaussian)
+    gaussian = gaussian if protocol.normalization == "none" else (gaussian - gaussian.min()) / np.ptp(gaussian.numpy())
+    floors = evaluator.pixel_floors()
+    for name, one in (("full box", torch.ones(32, 32)), ("centred Gaussian", gaussian)):
+        same = one.expand(6, 32, 32)
+        expected = [score(same, masks, left_out) for score in (pixel_average_precision, peak_iou)]
+        assert [floors[name]["pxap"], floors[name]["piou"]] == pytest.approx(expected, abs=0.05)
+
+
+def with_masks(parts: list[slice], indexed: bool = True) -> Evaluator:
+    maps, boxes, masks, ignore = masked(8, seed=4)
+    whole = Evaluator(SMALL)
+    for part in parts:
+        one = Evaluator(SMALL, threads=1)
+        index = torch.arange(8)[part] if indexed else None
+        one.update(maps[part], boxes[part], index=index, masks=masks[part], ignore=ignore[part])
+        whole.merge(pickle.loads(pickle.dumps(one)))
+    return whole
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_pixel_scores_of_parts_merge_to_those_of_the_whole(indexed):
+    whole = with_masks([slice(0, 8)], indexed)
+    parts = with_masks([slice(4, 8), slice(0, 0), slice(0, 4)], indexed)
+    assert repr(parts.compute()) == repr(whole.compute()) and not math.isnan(whole.compute().pxap)
+    assert parts.pixel_floors() == whole.pixel_floors()
+
+
+def test_pixels_are_not_counted_twice():
+    with pytest.raises(ValueError, match="same pictures with masks"):
+        with_masks([slice(0, 5), slice(4, 8)])
+    maps, boxes, masks, _ = masked(3, seed=4)
+    once, twice = Evaluator(SMALL), Evaluator(SMALL)
+    once.update(maps, boxes, masks=masks, index=torch.tensor([0, 1, 2]))
+    twice.update(maps[[0, 1, 0]], [boxes[i] for i in (0, 1, 0)], masks=masks[[0, 1, 0]], index=torch.tensor([0, 1, 0]))
+    twice.update(maps[1:], boxes[1:], masks=masks[1:], index=torch.tensor([1, 2]))
+    assert repr(once.compute()) == repr(twice.compute())
+
+
+def test_pixel_scores_without_maps_masks_or_objects_are_unknown():
+    maps, boxes, masks, _ = masked(2, seed=4)
+    bare, empty, boxed = Evaluator(SMALL), Evaluator(SMALL), Evaluator(SMALL)
+    bare.update(maps, boxes)
+    empty.update(maps, boxes, masks=torch.zeros_like(masks))
+    boxed.update(Localization(boxes=boxes), boxes, masks=masks)
+    for evaluator in (bare, empty, boxed, Evaluator(SMALL)):
+        assert math.isnan(evaluator.compute().pxap) and math.isnan(evaluator.compute().piou)
+    assert bare.pixel_floors() == boxed.pixel_floors() == {}
+    assert all(math.isnan(value) for floor in empty.pixel_floors().values() for value in floor.values())
+
+
+def test_a_map_that_is_not_finite_counts_as_empty():
+    _, boxes, masks, _ = masked(2, seed=4)
+    broken, empty = Evaluator(SMALL), Evaluator(SMALL)
+    broken.update(torch.full((2, 7, 7), torch.nan), boxes, masks=masks)
+    empty.update(torch.zeros(2, 7, 7), boxes, masks=masks)
+    assert broken.compute().pxap == empty.compute().pxap == pytest.approx(100 * masks.float().mean().item())
+
+
+def test_masks_outside_the_frame_are_refused():
+    maps, boxes, masks, ignore = masked(2, seed=4)
+    with pytest.raises(ValueError, match="frame of the protocol"):
+        Evaluator(SMALL).update(maps, boxes, masks=masks[:, :16])
+    with pytest.raises(ValueError, match="frame of the protocol"):
+        Evaluator(SMALL).update(maps, boxes, masks=masks, ignore=ignore[:1])

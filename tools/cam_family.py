@@ -8,7 +8,6 @@ Run: python -m tools.cam_family [tiny-imagenet] [cub] [ilsvrc]
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from wsol_lib import engine, grid, maps, setup
-from wsol_lib.checkpoint import write_text
 from wsol_lib.data import load
 from wsol_lib.data.dataset import WsolDataset, collate
 from wsol_lib.methods.cam import CAM, GRADIENT
@@ -48,7 +46,9 @@ def measure(model: CAM, data: WsolDataset, evaluators: dict[str, Evaluator]) -> 
         logits, found = family(model, batch["image"], batch["label"])
         for name, evaluator in evaluators.items():
             localization = Localization(logits, found[name])
-            evaluator.update(localization, batch["boxes"], labels=batch["label"], index=batch["index"])
+            evaluator.update(
+                localization, batch["boxes"], labels=batch["label"], index=batch["index"], masks=batch.get("masks")
+            )
 
 
 def main(names: list[str]) -> None:
@@ -74,8 +74,7 @@ def main(names: list[str]) -> None:
             run = engine.Run(cell, Path(), evaluator=evaluator)
             results = engine.results_of(run, data, protocol, time.perf_counter() - start)
             finished[engine.digest(cell.model_dump(mode="json"))] = {"setting": setting, **results}
-        contents = {"cells": finished, "summary": grid.summarise(finished.values())}
-        write_text(Path("results") / f"cam_family_{name}.json", json.dumps(contents, indent=2) + "\n")
+        grid.store(Path("results") / f"cam_family_{name}.json", finished)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ def tune_process() -> None:
 def setup(seed: int = 0, threads: int = 2) -> None:
     """Make a run repeatable: fixed seeds, a fixed number of threads, deterministic kernels.
 
+    Torch's habit of filling every new tensor with NaN where kernels are deterministic is switched off: it changes no
+    result, and it doubled the time of a training step on a CPU.
+
     Args:
         seed: for Python, numpy and torch.
         threads: of torch's CPU kernels; sums depend on it in the last bits, so it is fixed too.
@@ -44,4 +47,5 @@ def setup(seed: int = 0, threads: int = 2) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -81,8 +81,9 @@ class Backbone(nn.Module):
         with _in_eval_mode(self):
             out = self(torch.zeros(1, 3, *size))
         for stage in [stage for stage in self.stages if stage != "logits"]:
+            level = f"stage{len(self.network.feature_info)}" if stage == "last" else stage
             self.channels[stage] = out[stage].shape[1]
-            self.stride[stage] = size[0] // out[stage].shape[2]
+            self.stride[stage] = _level(self.network, level)["reduction"]
         parameters = list(self.network.parameters())
         total = torch.stack([value.sum() for value in out.values()]).sum()
         for parameter, gradient in zip(

@@ -50,6 +50,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a key
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default CUDA where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 UNLIKELY = 0.01  # below this probability of a class `predict` warns of its box
+AT_TAU = ("gt_known", "top1_loc", "top5_loc")  # measured at the threshold of the protocol's policy
+UPPER_BOUNDS = ("max_box_acc", "max_box_acc_v2", "piou")  # choose theirs on the measured pictures under any protocol
 
 
 def complain(text: str) -> None:
@@ -88,7 +90,8 @@ def train(
     result = run(load_recipe(recipe, overrides or ()), out, device=device, fresh=fresh)
     for name, history in result.histories.items():
         if history.epochs:
-            say(f"{name}: {len(history.epochs)} epochs, last loss {history.epochs[-1]['total']:.4f}")
+            kept = "" if history.kept_epoch is None else f", kept epoch {history.kept_epoch + 1}"
+            say(f"{name}: {len(history.epochs)} epochs, last loss {history.epochs[-1]['total']:.4f}{kept}")
     if result.results:
         say(table(result.results))
         say(f"results: {result.folder / 'results.json'}")
@@ -262,7 +265,8 @@ def sentence(found: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The scores of a run in per cent, beside the trivial floors."""
-    columns = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls")
+    columns = ["gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls"]
+    columns += [name for name in ("pxap", "piou") if results["scores"][name] is not None]
     rows = {results["name"]: results["scores"], **results["floors"]}
     width = max(len(name) for name in rows)
     head = f"{results['data']}, n = {results['n']}, protocol {results['recipe']['evaluate']['protocol']}, per cent"
@@ -270,9 +274,9 @@ def table(results: dict[str, Any]) -> str:
     for name, scores in rows.items():
         cells = ("-" if scores[column] is None else f"{scores[column]:.2f}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
-    best = results["protocol"]["tau"] == "best"
-    bounds = "all but top1_cls" if best else "max_box_acc and max_box_acc_v2"
-    return "\n".join([*lines, f"upper bounds, tau chosen on these very pictures: {bounds}"])
+    chosen = (*UPPER_BOUNDS, *(AT_TAU if results["protocol"]["tau"] == "best" else ()))
+    bounds = ", ".join(name for name in columns if name in chosen)
+    return "\n".join([*lines, f"upper bounds, threshold chosen on these very pictures: {bounds}"])
 
 
 def summary_line(row: dict[str, Any]) -> str:

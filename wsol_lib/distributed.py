@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def active() -> bool:
@@ -57,6 +57,13 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if active():
         dist.barrier()
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0: running statistics, which each rank keeps of its own part of a batch."""
+    if active():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 class _Sum(torch.autograd.Function):

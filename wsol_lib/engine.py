@@ -16,20 +16,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from wsol_lib import distributed
+from wsol_lib import distributed, early_stopping
 from wsol_lib.checkpoint import restore, save, write_text
-from wsol_lib.data import load
-from wsol_lib.data.dataset import WsolDataset, collate
+from wsol_lib.data import load, views
+from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.data.geometry import Frame
+from wsol_lib.inference import localize, localized
 from wsol_lib.metrics import PROTOCOLS, Evaluator, Protocol, trivial_floors
 from wsol_lib.recipe import (
+    CallbackPart,
     Data,
     Evaluate,
     Optimizer,
@@ -41,11 +42,12 @@ from wsol_lib.recipe import (
     load_recipe,
     recipe_names,
 )
-from wsol_lib.training import CHECKPOINT, Callback, History, TrainingFailed, device_of, fit, to_device
-from wsol_lib.types import Batch, CheckpointError, Localization, Localizer, RecipeError, nearest
+from wsol_lib.training import CHECKPOINT, Callback, History, TrainingFailed, fit
+from wsol_lib.types import CheckpointError, Localizer, RecipeError, nearest
 
 __all__ = [
     "Callback",
+    "CallbackPart",
     "Data",
     "Evaluate",
     "History",
@@ -122,7 +124,7 @@ def run(
         fresh: train all stages anew.
         train: False refuses to train a stage that is not finished.
         progress: bars on rank 0, where a terminal shows them.
-        callbacks: stage name to callbacks for its training.
+        callbacks: stage name to callbacks for its training, asked after those of the recipe.
 
     Raises:
         RecipeError: no such recipe, method, view or protocol, or an argument that they do not take.
@@ -189,7 +191,8 @@ def evaluate(
     """Localize every picture of a data set and measure the maps or boxes; every picture counts once on any number of
     processes, and every rank gets the same Evaluator.
 
-    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits.
+    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits. Where
+    the data set gives masks, the maps get pixel scores too.
 
     Args:
         dataset: of a split that shows boxes; loaded with `view=protocol`, or without a view, which is then set.
@@ -201,26 +204,16 @@ def evaluate(
     """
     dataset = _through(dataset, protocol, limit)
     evaluator = Evaluator(protocol)
-    for batch, found in _localized(localizer, dataset, batch_size, workers, progress):
+    for batch, found in localized(localizer, dataset, batch_size, workers, progress):
         sizes = torch.tensor([dataset.image_size(i) for i in batch["index"].tolist()])
-        evaluator.update(found, batch["boxes"], labels=batch["label"], index=batch["index"], image_sizes=sizes)
+        evaluator.update(
+            found, batch["boxes"], labels=batch["label"], index=batch["index"], image_sizes=sizes,
+            masks=batch.get("masks"), ignore=batch.get("ignore"),
+        )  # fmt: skip
     first, *others = distributed.gather_objects(evaluator)
     for other in others:
         first.merge(other)
     return first
-
-
-def localize(
-    localizer: Localizer, dataset: WsolDataset, *, batch_size: int = 64, workers: int = 0, progress: bool = True
-) -> Localization:
-    """What a method says of every picture of a data set, in its order, on the CPU; the same on every rank.
-
-    Labels are given to methods that use them: so a training set gets its pseudo supervision.
-    """
-    parts: list[tuple[Tensor, Localization]] = []
-    for batch, found in _localized(localizer, dataset, batch_size, workers, progress):
-        parts.append((batch["index"], found))
-    return _joined([part for rank_parts in distributed.gather_objects(parts) for part in rank_parts])
 
 
 def _through(dataset: WsolDataset, protocol: Protocol, limit: int | None) -> WsolDataset:
@@ -233,39 +226,6 @@ def _through(dataset: WsolDataset, protocol: Protocol, limit: int | None) -> Wso
         seen.boxes(0)  # says why
     seen.view = protocol
     return seen
-
-
-@torch.no_grad()
-def _localized(
-    localizer: Localizer, dataset: WsolDataset, batch_size: int, workers: int, progress: bool
-) -> Iterator[tuple[Batch, Localization]]:
-    """This rank's share of the pictures, batch by batch, and what the method says of them."""
-    mine = list(range(distributed.rank(), len(dataset), distributed.world()))
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
-    device, mode = device_of(localizer), localizer.training
-    localizer.eval()
-    hidden = None if progress and distributed.rank() == 0 else True
-    for batch in tqdm(loader, f"{dataset.name} {dataset.split}", leave=False, disable=hidden):
-        on_device = to_device({"image": batch["image"], "label": batch["label"]}, device)
-        labels = on_device["label"] if localizer.uses_labels else None
-        yield batch, localizer.localize(on_device["image"], labels).cpu()
-    localizer.train(mode)
-
-
-def _joined(parts: Sequence[tuple[Tensor, Localization]]) -> Localization:
-    order = torch.cat([index for index, _ in parts]).argsort().tolist()
-
-    def tensors(name: str) -> Tensor | None:
-        values = [getattr(found, name) for _, found in parts]
-        return None if values[0] is None else torch.cat(values)[order]
-
-    def lists(name: str) -> list[Tensor] | None:
-        values = [getattr(found, name) for _, found in parts]
-        flat = [] if values[0] is None else [item for value in values for item in value]
-        return [flat[i] for i in order] if flat else None
-
-    return Localization(tensors("logits"), tensors("maps"), lists("boxes"), lists("scores"))
 
 
 def _load(name: str, split: str, size: int | None, options: Mapping[str, Any], **how: Any) -> WsolDataset:
@@ -295,9 +255,12 @@ def _wnids(data: WsolDataset) -> tuple[str, ...]:
 
 
 def _code_of(stage: Stage, data: WsolDataset, localizer: type[Localizer]) -> str:
-    training, views = Path(__file__).with_name("training.py"), Path(__file__).parent / "data" / "views.py"
-    own = [Path(inspect.getfile(kind)) for kind in (localizer, type(data))]
-    return code_version([training, *own, *([views] if stage.views else [])])
+    parts: list[Any] = [fit, localizer, type(data)]
+    if stage.views:
+        parts.append(views)
+    if stage.hold_out or stage.callbacks:
+        parts.append(early_stopping)
+    return code_version(Path(inspect.getfile(part)) for part in parts)
 
 
 def _stage_hash(recipe: Recipe, stage: Stage, data: WsolDataset, earlier: Mapping[str, str]) -> str:
@@ -328,9 +291,10 @@ def _run_stage(
     progress: bool,
 ) -> tuple[Localizer, History]:
     needed = {argument: earlier[name].eval().requires_grad_(False) for argument, name in stage.needs.items()}
+    learned, held = _split(stage, data, recipe.seed)
     with distributed.kept_randomness():
         distributed.seed_all(recipe.seed, stage.name)
-        localizer = build(stage, data, needed).to(device)
+        localizer = build(stage, learned, needed).to(device)
     if not stage.epochs:
         return localizer, History()
     if fresh and distributed.rank() == 0:
@@ -338,13 +302,31 @@ def _run_stage(
     distributed.barrier()
     if (folder / WEIGHTS).is_file():
         return localizer, History(**json.loads(restore(folder / WEIGHTS, localizer)["history"]))
-    viewed = _viewed(stage, data, earlier, recipe.seed, progress)
-    history = fit(localizer, viewed, stage, seed=recipe.seed, out=folder, callbacks=callbacks, progress=progress)
+    viewed = _viewed(stage, learned, earlier, recipe.seed, progress)
+    asked = [*_callbacks(stage, held, viewed), *callbacks]
+    history = fit(localizer, viewed, stage, seed=recipe.seed, out=folder, callbacks=asked, progress=progress)
     if distributed.rank() == 0:
         save(folder / WEIGHTS, localizer, {"history": json.dumps(asdict(history))})
         (folder / CHECKPOINT).unlink()
     distributed.barrier()
     return localizer, history
+
+
+def _split(stage: Stage, data: WsolDataset, seed: int) -> tuple[WsolDataset, WsolDataset]:
+    """What a stage learns from, and what it holds out."""
+    kept, held = early_stopping.hold_out(data.labels, stage.hold_out, seed, stage.name)
+    return data.subset(kept) if held else data, data.subset(held)
+
+
+def _callbacks(stage: Stage, held: WsolDataset, viewed: WsolDataset) -> list[Callback]:
+    """The callbacks of a recipe's stage."""
+    place, still = f"stages.{stage.name}.callbacks", early_stopping.HeldOut(held, viewed)
+    kinds = [_class_of(early_stopping, Callback, "callback", part.name) for part in stage.callbacks]
+    given = [{"workers": stage.workers, **part.args} for part in stage.callbacks]
+    try:
+        return [_call(kind, place, still, **arguments) for kind, arguments in zip(kinds, given, strict=True)]
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{place}: {error}") from error
 
 
 def _viewed(
@@ -359,23 +341,21 @@ def _viewed(
 
 
 def _wrapped(view: View, data: WsolDataset, said: Mapping[str, Any], seed: int, place: str) -> WsolDataset:
-    kind = _view_class(view.name)
+    kind = _class_of(views, WsolDataset, "view", view.name)
     arguments = {**view.args, **said}
     if "seed" in inspect.signature(kind).parameters:
         arguments.setdefault("seed", seed)
     if view.choices:
-        augmented = _view_class("Augmented")
-        arguments["choices"] = [_call(augmented, place, data, seed=seed, **choice) for choice in view.choices]
+        arguments["choices"] = [_call(views.Augmented, place, data, seed=seed, **choice) for choice in view.choices]
     return _call(kind, place, data, **arguments)
 
 
-def _view_class(name: str) -> type[WsolDataset]:
-    from wsol_lib.data import views
-
-    kinds = {key for key, kind in vars(views).items() if isinstance(kind, type) and issubclass(kind, WsolDataset)}
+def _class_of(module: ModuleType, base: type, what: str, name: str) -> Any:
+    """The class that a recipe names, of those in a module that derive from `base`."""
+    kinds = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base) and v is not base}
     if name not in kinds:
-        raise RecipeError(f"there is no view {name!r}{nearest(name, kinds)}")
-    return getattr(views, name)
+        raise RecipeError(f"there is no {what} {name!r}{nearest(name, kinds)}")
+    return kinds[name]
 
 
 def _said(
@@ -445,6 +425,7 @@ def results_of(result: Run, dataset: WsolDataset, protocol: Protocol, seconds: f
     scores = evaluator.compute()
     boxes = [dataset.boxes(i) for i in range(len(dataset))]
     floors = trivial_floors(protocol, boxes, dataset.image_sizes)
+    pixels = evaluator.pixel_floors()
     return {
         "name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),
@@ -454,7 +435,8 @@ def results_of(result: Run, dataset: WsolDataset, protocol: Protocol, seconds: f
         "n": scores.n,
         "scores": _known(scores.as_dict()),
         "intervals": {name: evaluator.interval(name) for name in INTERVALS if evaluator.per_image(name) is not None},
-        "floors": {name: _known(floor.as_dict()) for name, floor in floors.items()},
+        "floors": {name: _known(floor.as_dict() | pixels.get(name, {})) for name, floor in floors.items()},
+        "kept_epochs": {name: history.kept_epoch for name, history in result.histories.items()},
         "training_seconds": sum(epoch["seconds"] for h in result.histories.values() for epoch in h.epochs),
         "evaluation_seconds": seconds,
         **provenance(),

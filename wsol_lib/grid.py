@@ -20,7 +20,7 @@ from wsol_lib.engine import digest, run
 from wsol_lib.recipe import Recipe, load_recipe
 from wsol_lib.types import RecipeError, nearest
 
-SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls")
+SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls", "pxap", "piou")
 
 
 def axis(text: str) -> tuple[str, list[str]]:
@@ -73,8 +73,19 @@ def compare(
             if result.results is None:
                 raise RecipeError(f"{recipe.name} measures nothing: give it the key evaluate")
             finished[key] = {"setting": setting, **result.results}
-            write_text(file, json.dumps({"cells": finished, "summary": summarise(finished.values())}, indent=2) + "\n")
+            store(file, finished)
     return {"cells": finished, "summary": summarise(finished.values())}
+
+
+def store(file: Path, finished: Mapping[str, dict[str, Any]]) -> None:
+    """Write the finished cells of a comparison with their summary: the file that `compare` keeps and `read` reads.
+
+    Args:
+        file: its folder is made if need be.
+        finished: digest of the cell's recipe -> its `setting` and what `results.json` holds.
+    """
+    contents = {"cells": finished, "summary": summarise(finished.values())}
+    write_text(file, json.dumps(contents, indent=2) + "\n")
 
 
 def summarise(finished: Any) -> list[dict[str, Any]]:
@@ -91,7 +102,7 @@ def summarise(finished: Any) -> list[dict[str, Any]]:
 
 
 def _summary(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    columns = {name: [cell["scores"][name] for cell in group] for name in SCORES}
+    columns = {name: [cell["scores"].get(name) for cell in group] for name in SCORES}
     known = {name: values for name, values in columns.items() if None not in values}
     return {
         "setting": group[0]["setting"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -18,9 +20,22 @@ from torch import Tensor
 from wsol_lib import _levels
 from wsol_lib.boxes import MODES, Component
 from wsol_lib.data.geometry import Frame
+from wsol_lib.pixels import PixelCounts, count_pixels, peak_iou, pixel_average_precision
 from wsol_lib.types import Localization, Scores
 
+__all__ = [
+    "FLOORS",
+    "PROTOCOLS",
+    "Evaluator",
+    "Protocol",
+    "interval",
+    "peak_iou",
+    "pixel_average_precision",
+    "trivial_floors",
+]
+
 Array = NDArray[Any]
+Result = TypeVar("Result")
 HitRule = Literal[">=", ">"]
 BoxEnd = Literal["clipped", "exclusive"]
 Threshold = Literal["uint8", "relative", "absolute"]
@@ -363,11 +378,35 @@ def _ranks(logits: Tensor | None, labels: Tensor | None, n: int) -> NDArray[np.i
     return ranks.numpy().astype(np.int32)
 
 
+class _Pixels(NamedTuple):
+    """What pixel scores need of all pictures so far."""
+
+    counts: PixelCounts
+    inside: NDArray[np.int64]  # [side,side], in how many pictures each pixel of the frame is object
+    outside: NDArray[np.int64]  # [side,side], and in how many it is not
+
+
+def _together(one: _Pixels | None, other: _Pixels | None) -> _Pixels | None:
+    if one is None or other is None:
+        return one or other
+    return _Pixels(one.counts + other.counts, one.inside + other.inside, one.outside + other.outside)
+
+
+def _pixel_map(protocol: Protocol, raw: Array) -> NDArray[np.float64]:
+    """A raw map as pixel scores take it: as for boxes, in the frame, cut to [0,1] where the resize overshoots."""
+    resized = protocol if protocol.interpolation != "none" else replace(protocol, interpolation="bilinear")
+    return resized.normalize(raw).clip(0, 1)
+
+
+def _pixel_scores(counts: PixelCounts) -> dict[str, float]:
+    return {"pxap": counts.average_precision(), "piou": counts.peak_iou()}
+
+
 class Evaluator:
     """Streaming localization scores under one protocol.
 
     It keeps, for each picture, one bit a threshold and IoU level and one byte a threshold (about 90 MB for 50,000
-    pictures), so that scores of halves, intervals and merged parts are exact.
+    pictures), so that scores of halves, intervals and merged parts are exact. Of masks it keeps sums over all pictures.
 
     Args:
         protocol: how maps become boxes and boxes hits.
@@ -385,6 +424,7 @@ class Evaluator:
         self._parts: dict[str, list[Array]] = {}
         self._seen: set[int] = set()
         self._indexed: bool | None = None
+        self._pixels: _Pixels | None = None
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts.get("rank", []))
@@ -398,6 +438,8 @@ class Evaluator:
         labels: Tensor | None = None,
         index: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        masks: Tensor | None = None,
+        ignore: Tensor | None = None,
     ) -> None:
         """Add a batch of B pictures.
 
@@ -411,6 +453,8 @@ class Evaluator:
             index: Int[B], positions in the data set. A position seen before, or below 0, is dropped: the padded tail
                 of a distributed sampler. Give it always or never.
             image_sizes: Int[B,2], (width, height) of the original pictures; needed by `original_pixels` alone.
+            masks: Bool[B,side,side], the objects in the frame, for the pixel scores of the maps.
+            ignore: Bool[B,side,side], pixels that those leave out.
 
         Raises:
             ValueError: the parts disagree on B, a ground-truth box is inverted, or maps and boxes are mixed.
@@ -419,6 +463,9 @@ class Evaluator:
         n = len(found)
         if len(boxes) != n or (index is not None and len(index) != n):
             raise ValueError(f"{n} predictions came with {len(boxes)} lists of boxes and the index {index}")
+        for grids in (masks, ignore):
+            if grids is not None and grids.shape != (n, self.protocol.side, self.protocol.side):
+                raise ValueError(f"masks lie in the frame of the protocol, not in {tuple(grids.shape)}: set its view")
         if found.maps is not None and found.maps.ndim != 3:
             raise ValueError(f"maps are Float[B,h,w]; these have the shape {tuple(found.maps.shape)}")
         targets = _checked_targets(boxes)
@@ -431,6 +478,8 @@ class Evaluator:
             single, multi = (np.stack([getattr(o, kind) for o in overlaps]) for kind in ("single", "multi"))
             self._add(columns, single, multi, ranks, positions)
             self._indexed = index is not None
+            if found.maps is not None and masks is not None:
+                self._add_pixels(found.maps[keep], masks[keep], None if ignore is None else ignore[keep])
 
     def _new_positions(self, n: int, index: Tensor | None) -> tuple[list[int], NDArray[np.int64]]:
         """Which pictures of the batch are new, and their positions in the data set."""
@@ -457,10 +506,26 @@ class Evaluator:
             assert found.maps is not None
             return _map_overlaps(self.protocol, found.maps[i].double().numpy(), targets[i], size)
 
-        if self.threads == 1 or found.boxes is not None:
-            return [one(i) for i in keep]
+        return [one(i) for i in keep] if found.boxes is not None else self._each(one, keep)
+
+    def _each(self, function: Callable[[int], Result], items: Iterable[int]) -> list[Result]:
+        """The function of every item, in threads."""
+        if self.threads == 1:
+            return [function(i) for i in items]
         with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(one, keep))
+            return list(pool.map(function, items))
+
+    def _add_pixels(self, maps: Tensor, masks: Tensor, ignore: Tensor | None) -> None:
+        truth = masks.cpu().numpy() > 0  # [B,side,side]
+        seen = np.ones(truth.shape, bool) if ignore is None else ~(ignore.cpu().numpy() > 0)
+        inside, outside = truth & seen, ~truth & seen
+        scores = maps.double().numpy()
+
+        def one(i: int) -> PixelCounts:
+            return count_pixels(_pixel_map(self.protocol, scores[i]), inside[i], outside[i])
+
+        counts = functools.reduce(operator.add, self._each(one, range(len(truth))))
+        self._pixels = _together(self._pixels, _Pixels(counts, inside.sum(0), outside.sum(0)))
 
     def _add(self, taus: Array, single: Array, multi: Array, ranks: Array, positions: Array) -> None:
         """Keep best IoUs Float[B,T] of the single box and of all boxes."""
@@ -484,10 +549,10 @@ class Evaluator:
     def merge(self, other: Evaluator) -> Evaluator:
         """Add the pictures of another evaluator of the same protocol (say, of another process); returns itself.
 
-        With an index, pictures that both have seen count once.
+        With an index, pictures that both have seen count once; pixel scores, which keep no pictures, refuse them.
 
         Raises:
-            ValueError: the protocols differ, or one had an index and the other not.
+            ValueError: the protocols differ, one had an index and the other not, or pixels would be counted twice.
         """
         if other.protocol != self.protocol:
             raise ValueError("only evaluators of the same protocol can be merged")
@@ -499,6 +564,9 @@ class Evaluator:
             raise ValueError("an evaluator of maps cannot be merged with one of predicted boxes")
         positions = other._all("position") if other._indexed else np.arange(len(self), len(self) + len(other))
         new = np.array([int(p) not in self._seen for p in positions])
+        if not new.all() and other._pixels is not None:
+            raise ValueError("both evaluators have seen the same pictures with masks: give each its own share")
+        self._pixels = _together(self._pixels, other._pixels)
         self.taus, self._indexed = other.taus, other._indexed
         for name in other._parts:
             values = positions if name == "position" else other._all(name)
@@ -595,6 +663,8 @@ class Evaluator:
         nothing to choose). `gt_known` and `gt_known_multi`: IoU .5 at the one `tau` of the protocol's policy, by the
         single box or by any. `top1_loc`, `top5_loc`, `top5_loc_multi`: those hits where the class is right as well.
         `tau`: the threshold used; under "cross-fit" the mean of the two, NaN for Otsu and for predicted boxes.
+        `pxap`, `piou`: pixel scores of the maps whose pictures came with a mask, see `pixel_average_precision` and
+        `peak_iou`; the maps are normalised and resized as for boxes. `piou` chooses its threshold on these pictures.
         """
         names = ("gt_known", "top1_loc", "top5_loc", "gt_known_multi", "top5_loc_multi", "top1_cls", "top5_cls")
         each = {name: _per_cent(self.per_image(name)) for name in names}
@@ -608,7 +678,20 @@ class Evaluator:
             tau=self._tau(),
             n=n,
             **each,
+            **({} if self._pixels is None else _pixel_scores(self._pixels.counts)),
         )
+
+    def pixel_floors(self) -> dict[str, dict[str, float]]:
+        """`pxap` and `piou` of two of the trivial floors on the masks seen so far; empty where there were none.
+
+        The "full box" is a map of ones. The same map for all pictures needs but the sum of their masks.
+        """
+        if self._pixels is None:
+            return {}
+        _, inside, outside = self._pixels
+        full, gaussian = np.ones(inside.shape), _pixel_map(self.protocol, _gaussian(self.protocol.side))
+        maps = {"full box": full, "centred Gaussian": gaussian}
+        return {name: _pixel_scores(count_pixels(scores, inside, outside)) for name, scores in maps.items()}
 
     def _tau(self) -> float:
         chosen = self._chosen()
@@ -677,9 +760,14 @@ def _centred_boxes(protocol: Protocol, shares: Array) -> NDArray[np.float64]:
 
 def _gaussian_boxes(protocol: Protocol) -> NDArray[np.float64]:
     """The box of a centred Gaussian map at each threshold of the protocol's grid: Float[T,4]."""
-    x = np.arange(protocol.side) - (protocol.side - 1) / 2
-    line = np.exp(-((4 * x / protocol.side) ** 2) / 2)
-    return _boxes(protocol, np.outer(line, line))
+    return _boxes(protocol, _gaussian(protocol.side))
+
+
+def _gaussian(side: int) -> NDArray[np.float64]:
+    """A centred Gaussian whose standard deviation is a quarter of the side: Float[side,side]."""
+    x = np.arange(side) - (side - 1) / 2
+    line = np.exp(-((4 * x / side) ** 2) / 2)
+    return np.outer(line, line)
 
 
 def _constant_scores(
@@ -701,49 +789,3 @@ def _constant_scores(
         positions = np.arange(start, start + len(part))
         evaluator._add(taus, best, best, np.full(len(part), -1, np.int32), positions)
     return evaluator.compute()
-
-
-def _pixel_counts(
-    maps: Tensor, masks: Tensor, ignore: Tensor | None, interval: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Object and other pixels with scores from each threshold up: Float[T] each, highest threshold first."""
-    if maps.shape != masks.shape or (ignore is not None and ignore.shape != maps.shape):
-        raise ValueError(
-            f"maps, masks and ignore masks have one shape; these are {tuple(maps.shape)} and {tuple(masks.shape)}"
-        )
-    scores, truth = maps.detach().cpu().double().numpy(), masks.cpu().numpy() > 0
-    if not (scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1):
-        raise ValueError("scores for pixels lie in [0,1]: normalise the maps first (wsol_lib.maps.normalize)")
-    seen = np.ones(scores.shape, bool) if ignore is None else ~(ignore.cpu().numpy() > 0)
-    edges = np.append(np.arange(0, 1, interval), [1.0, 2.0, 3.0])
-    inside, outside = (np.histogram(scores[seen & mask], edges)[0] for mask in (truth, ~truth))
-    return np.cumsum(inside[::-1]).astype(float), np.cumsum(outside[::-1]).astype(float)
-
-
-def pixel_average_precision(
-    maps: Tensor, masks: Tensor, ignore: Tensor | None = None, interval: float = 0.001
-) -> float:
-    """PxAP, the area under the pixel precision-recall curve of all maps together, in per cent (Choe et al., CVPR 2020).
-
-    Sum over falling thresholds of precision times the rise of recall, without interpolation.
-
-    Args:
-        maps: Float[B,h,w], scores in [0,1].
-        masks: Bool[B,h,w], the object.
-        ignore: Bool[B,h,w], pixels left out.
-        interval: step between thresholds.
-
-    Returns:
-        PxAP, NaN if there is no object pixel.
-    """
-    inside, outside = _pixel_counts(maps, masks, ignore, interval)
-    if inside[-1] == 0:
-        return math.nan
-    precision = inside / np.maximum(inside + outside, 1)
-    return 100 * float((precision[1:] * np.diff(inside / inside[-1])).sum())
-
-
-def peak_iou(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, interval: float = 0.001) -> float:
-    """pIoU, the best pixel IoU of all maps together over the thresholds, in per cent; arguments as for PxAP."""
-    inside, outside = _pixel_counts(maps, masks, ignore, interval)
-    return 100 * float((inside / (inside[-1] + outside)).max()) if inside[-1] else math.nan

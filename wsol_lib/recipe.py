@@ -119,6 +119,18 @@ class View(Part):
     choices: tuple[dict[str, Any], ...] = ()
 
 
+class CallbackPart(Part):
+    """A class of `wsol_lib.early_stopping` that is asked after each epoch of a stage.
+
+    Attributes:
+        name: of the class.
+        args: for its constructor, which gets the held-out pictures as well.
+    """
+
+    name: str
+    args: dict[str, Any] = {}
+
+
 class Stage(Training):
     """One method, trained once.
 
@@ -131,6 +143,9 @@ class Stage(Training):
             logistic regression to the labels on frozen features.
         needs: constructor argument -> name of an earlier stage, handed over trained, frozen and in eval mode.
         views: wrap the training data, the first one innermost.
+        hold_out: share of the training pictures, class by class, that this stage does not learn from and keeps for its
+            callbacks; of every class at least one picture is learned from.
+        callbacks: asked in this order, before those given to `engine.run`.
     """
 
     name: str
@@ -140,6 +155,8 @@ class Stage(Training):
     head: Literal["new", "pretrained", "probe"] = "new"
     needs: dict[str, str] = {}
     views: tuple[View, ...] = ()
+    hold_out: float = Field(default=0.0, ge=0, lt=1)
+    callbacks: tuple[CallbackPart, ...] = ()
 
     @property
     def leans_on(self) -> tuple[str, ...]:

@@ -43,10 +43,12 @@ class History:
     Attributes:
         steps: one dictionary an optimiser step: `epoch`, `lr` of the first group, every named loss, and `total`.
         epochs: one dictionary an epoch: `epoch`, mean losses, `seconds`; callbacks may add to the last one.
+        kept_epoch: the epoch, from 0, whose weights a callback put back at the end; None: those of the last one stay.
     """
 
     steps: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
+    kept_epoch: int | None = None
 
     def losses(self, name: str = "total") -> list[float]:
         """One loss, step by step; NaN where a step did not have it."""
@@ -345,6 +347,7 @@ class _Trainer:
         steps = self.history.steps[-self.steps :]
         self.history.epochs.append({"epoch": self.epoch, "seconds": self.seconds, **_means(steps)})
         self.localizer.eval()
+        distributed.share_buffers(self.localizer)  # else a rank would judge, and later measure, a network of its own
         distributed.seed_all(self.seed, self.epoch, "callbacks", distributed.rank())
         wishes = [callback.after_epoch(self.epoch, self.localizer, self.history) for callback in self.callbacks]
         self.stopped = any(distributed.gather_objects(any(wishes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
@@ -63,6 +64,7 @@ class Batch(TypedDict, total=False):
     pseudo_maps: Tensor  # Float[B,H,W], moved by the same crop and flip as the image
     boxes: list[Tensor]  # Float[N,4] an image; evaluation only
     masks: Tensor  # Bool[B,H,W]; evaluation only
+    ignore: Tensor  # Bool[B,H,W], pixels that pixel scores leave out; evaluation only
 
 
 @dataclass
@@ -113,6 +115,8 @@ class Scores:
     top5_cls: float
     tau: float
     n: int
+    pxap: float = math.nan
+    piou: float = math.nan
 
     def as_dict(self) -> dict[str, float]:
         """The scores as a plain dictionary, for JSON."""

@@ -7,9 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from wsol_lib.data.dataset import Supervision, View, WsolDataset, collate
 from wsol_lib.data.metadata import load_metadata
-from wsol_lib.data.pictures import nearest
+from wsol_lib.data.pictures import check_known
 from wsol_lib.data.source import data_root
 from wsol_lib.types import WsolError
 
@@ -53,7 +56,7 @@ def available(name: str, root: str | Path | None = None) -> bool:
     Raises:
         ValueError: unknown data set.
     """
-    nearest("data set", name, SPLITS)
+    check_known("data set", name, SPLITS)
     if name == "scenes":
         return True
     try:
@@ -70,7 +73,7 @@ def where(name: str, root: str | Path | None = None) -> Path:
         ValueError: unknown data set, or "scenes", which no file holds.
         DataMissing: it is not there; the text says how to get it.
     """
-    nearest("data set on disk", name, READERS)
+    check_known("data set on disk", name, READERS)
     module = import_module(f"wsol_lib.data.{READERS[name].module}")
     path: Path = module.locate_source(name, data_root(root)).path
     return path
@@ -84,6 +87,7 @@ def load(
     root: str | Path | None = None,
     view: View | None = None,
     supervision: Supervision = "image",
+    per_class: int | None = None,
     **options: Any,
 ) -> WsolDataset:
     """One split of a data set.
@@ -95,6 +99,7 @@ def load(
         root: folder of folders and archives; see `data_root`.
         view: decides the frame instead of `size`: a `metrics.Protocol`, for evaluation.
         supervision: "oracle" shows boxes and masks of the training split too, for upper bounds.
+        per_class: only so many pictures of each class, the first ones in the official order; None keeps all.
         options: for "scenes" `n`, `seed` and the knobs of `scenes.make`; other data sets take none.
 
     Raises:
@@ -102,9 +107,9 @@ def load(
         DataMissing: it is not on this machine; the text says what to run.
         DataCorrupt: a file is damaged or missing; the text names it.
     """
-    nearest("data set", name, SPLITS)
-    nearest(f"split of {name}", split, SPLITS[name])
-    nearest("supervision", supervision, ("image", "oracle"))
+    check_known("data set", name, SPLITS)
+    check_known(f"split of {name}", split, SPLITS[name])
+    check_known("supervision", supervision, ("image", "oracle"))
     if size is not None and view is not None and name != "scenes":
         raise ValueError("give size= or view=, not both: a view decides the size itself")
     if name == "scenes":
@@ -115,7 +120,19 @@ def load(
         data = getattr(module, reader.function)(name, split, data_root(root), **options)
         data.size = size
     data.view, data.supervision = view, supervision
-    return data
+    return data if per_class is None else data.subset(first_of_each_class(data.labels, per_class))
+
+
+def first_of_each_class(labels: Tensor, n: int) -> list[int]:
+    """Positions of the first n pictures of each class, in their order.
+
+    Raises:
+        ValueError: n is less than 1.
+    """
+    if n < 1:
+        raise ValueError(f"per_class is at least 1, not {n}")
+    by_class = labels.argsort(stable=True).split(labels.bincount().tolist())
+    return sorted(torch.cat([members[:n] for members in by_class]).tolist())
 
 
 def _load_scenes(split: str, size: int, *, n: int | None = None, seed: int = 0, **knobs: Any) -> WsolDataset:

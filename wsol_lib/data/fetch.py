@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from wsol_lib.data.pictures import nearest
+from wsol_lib.data.pictures import check_known
 from wsol_lib.types import DataCorrupt, DataMissing
 
 if sys.version_info >= (3, 11):
@@ -120,7 +120,7 @@ def get(name: str, root: Path, given: Path | None = None) -> Iterator[str]:
         DataMissing: a file can only be got by hand, the network fails, or the disk is full.
         DataCorrupt: a hash is wrong or an archive is unsafe.
     """
-    nearest("downloadable data set", name, manifest())
+    check_known("downloadable data set", name, manifest())
     entry = manifest()[name]
     root.mkdir(parents=True, exist_ok=True)
     if not entry.files:

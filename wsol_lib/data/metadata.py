@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsol_lib.data.dataset import Supervision
-from wsol_lib.data.pictures import find, nearest
+from wsol_lib.data.pictures import check_known, find
 from wsol_lib.data.source import Source, data_root, locate
 from wsol_lib.types import DataCorrupt, SupervisionError
 
@@ -47,8 +47,8 @@ def load_metadata(
         SupervisionError: the training split is asked for without `supervision="oracle"`.
         DataMissing: the metadata are not on this machine.
     """
-    nearest("data set", name, ("cub", "ilsvrc"))
-    nearest(f"split of {name}", split, ("train", "val", "test") if name == "cub" else ("val", "test"))
+    check_known("data set", name, ("cub", "ilsvrc"))
+    check_known(f"split of {name}", split, ("train", "val", "test") if name == "cub" else ("val", "test"))
     if split == "train" and supervision != "oracle":
         raise SupervisionError(f'the training boxes of {name} are read only with supervision="oracle"')
     return read_metadata(find("wsol-metadata", data_root(root), STEMS, MARKER), name, split)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.data.source import Folder, Source, locate
-from wsol_lib.types import DataCorrupt, DataMissing
+from wsol_lib.types import DataCorrupt, DataMissing, nearest
 
 
 class Pictures(WsolDataset):
@@ -113,16 +112,15 @@ def cut_at_image(boxes: Sequence[Tensor], image_sizes: Tensor, image_ids: Sequen
     return list(torch.minimum(flat.clamp(min=0), limit).split(counts))
 
 
-def nearest(kind: str, word: str, known: Iterable[str]) -> None:
+def check_known(kind: str, word: str, known: Iterable[str]) -> None:
     """Refuse a word that is not known.
 
     Raises:
-        ValueError: the text names the nearest known word and all of them.
+        ValueError: the text names the nearest known word, or all of them.
     """
     known = tuple(known)
     if word not in known:
-        close = difflib.get_close_matches(word, known, n=1, cutoff=0)
-        raise ValueError(f"there is no {kind} {word!r}; did you mean {close[0]!r}? (known: {', '.join(known)})")
+        raise ValueError(f"there is no {kind} {word!r}{nearest(word, known)}")
 
 
 def class_number(numbers: Mapping[str, int], key: str, where: str) -> int:
@@ -132,10 +130,7 @@ def class_number(numbers: Mapping[str, int], key: str, where: str) -> int:
         DataCorrupt: the class is unknown; the text names the nearest known one.
     """
     if key not in numbers:
-        near = difflib.get_close_matches(key, numbers, n=1, cutoff=0)
-        raise DataCorrupt(
-            f"{where} names the unknown class {key!r} (the nearest known one is {near[0] if near else 'none'!r})"
-        )
+        raise DataCorrupt(f"{where} names the unknown class {key!r}{nearest(key, numbers)}")
     return numbers[key]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from wsol_lib.data import load
-from wsol_lib.data.pictures import Pictures, nearest
+from wsol_lib.data.pictures import Pictures, check_known
 
 DATE = (1980, 1, 1, 0, 0, 0)
 PER_CLASS = 200  # training pictures of Tiny-ImageNet
@@ -29,7 +29,7 @@ def cut(name: str, folder: Path, root: Path | None = None) -> Path:
         ValueError: unknown subset, or the archive is there already: it may be the official one.
         DataMissing: the official data are not on this machine.
     """
-    nearest("subset", name, CUTS)
+    check_known("subset", name, CUTS)
     stem, maker = CUTS[name]
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{stem}.zip"

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from wsol_lib.data import READERS, SPLITS, load, where
 from wsol_lib.data.fetch import check, manifest
-from wsol_lib.data.pictures import nearest
+from wsol_lib.data.pictures import check_known
 from wsol_lib.types import DataCorrupt, DataMissing
 
 
@@ -29,7 +29,7 @@ def damaged(name: str, root: Path | None = None) -> Iterator[str]:
         ValueError: unknown data set.
         DataMissing: no split is there.
     """
-    nearest("data set on disk", name, READERS)
+    check_known("data set on disk", name, READERS)
     absent = []
     for split in SPLITS[name]:
         try:

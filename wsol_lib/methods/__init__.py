@@ -8,6 +8,9 @@ from wsol_lib.types import Localizer, RecipeError, nearest
 
 METHODS: dict[str, str] = {
     "cam": "wsol_lib.methods.cam:CAM",
+    "weight-map": "wsol_lib.methods.weight_map:WeightMap",
+    "triplet-embedding": "wsol_lib.methods.weight_map:TripletEmbedding",
+    "siamese-weight-map": "wsol_lib.methods.weight_map:SiameseWeightMap",
 }
 
 

@@ -185,9 +185,13 @@ class CAM(Localizer):
         """The backbone, frozen or not."""
         return self.backbone.module if isinstance(self.backbone, Frozen) else self.backbone
 
+    def classify(self, inputs: Tensor) -> Tensor:
+        """Logits Float[B,K] of pictures Float[B,3,H,W] that are already normalised (`network.normalize`)."""
+        return self.head(self.network.features(inputs))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the image label: `classification`."""
-        logits = self.head(self.network(batch["image"]))  # [B,K]
+        logits = self.classify(self.network.normalize(batch["image"]))  # [B,K]
         return {"classification": F.cross_entropy(logits, batch["label"])}
 
     def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
@@ -218,6 +222,6 @@ class CAM(Localizer):
         if self.variant == "mean-activation":
             return activations.mean(1)
         if self.variant == "score-cam":
-            return maps.score_cam(activations, lambda x: self.head(self.network.features(x)), inputs, labels)
+            return maps.score_cam(activations, self.classify, inputs, labels)
         scores = logits.gather(1, labels[:, None])[:, 0]  # [B]
         return GRADIENT[self.variant](activations.detach(), maps.gradients(scores, activations))
