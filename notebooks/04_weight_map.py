@@ -282,7 +282,7 @@ print("kept by S: epoch", history.kept_epoch)
 # %%
 losses = history.losses()
 assert np.mean(losses[-20:]) < np.mean(losses[:20])
-assert history.epochs[-1]["map_area"] < history.epochs[0]["map_area"]
+assert history.epochs[-1]["shown_area"] < history.epochs[0]["map_area"]
 
 # %% [markdown]
 # The loss falls to the end. Localization does not rise to the end. Move through the epochs:

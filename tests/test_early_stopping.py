@@ -23,7 +23,7 @@ from wsol_lib.types import Localization, RecipeError
 
 TRAINING = Training(epochs=5, batch_size=6, optimizer={"lr": 0.1})
 STEPS = 4  # an epoch of 24 squares
-UNIFORM, EMPTY = (1.0, 1.0), (1.0, 0.01)  # score and area of a map that the guard must refuse
+UNIFORM, HAZE, EMPTY = (1.0, 1.0), (0.3, 1.0), (1.0, 0.01)  # score and shown area of maps that the guard must refuse
 CURVE = (UNIFORM, (0.5, 0.3), (0.8, 0.3), (0.8, 0.2), (0.6, 0.3))
 
 
@@ -35,7 +35,7 @@ class Scripted(Teacher):
     def localize(self, images, labels=None):
         score, area = self.curve[int(self.steps) // STEPS - 1]
         scores = torch.zeros(len(images), 100)
-        scores[:, : round(100 * area / score)] = score
+        scores[:, : round(100 * area)] = score
         return Localization(maps=scores.view(-1, 10, 10))
 
 
@@ -81,10 +81,10 @@ def test_the_best_epoch_that_passes_the_guard_comes_back_and_ties_go_to_the_earl
     fit(short, Squares(), TRAINING.model_copy(update={"epochs": 3}))
     assert all(torch.equal(a, b) for a, b in zip(method.parameters(), short.parameters(), strict=True))
     assert [epoch["largest"] for epoch in history.epochs] == pytest.approx([1, 0.5, 0.8, 0.8, 0.6])
-    assert [epoch["map_area"] for epoch in history.epochs] == pytest.approx([1, 0.3, 0.3, 0.2, 0.3], abs=0.01)
+    assert [epoch["shown_area"] for epoch in history.epochs] == pytest.approx([1, 0.3, 0.3, 0.2, 0.3])
 
 
-@pytest.mark.parametrize("refused", [UNIFORM, EMPTY])
+@pytest.mark.parametrize("refused", [UNIFORM, HAZE, EMPTY])
 def test_where_no_epoch_passes_the_guard_the_last_weights_stay_and_a_warning_says_so(refused):
     with pytest.warns(UserWarning, match="kept no epoch, so the last weights stay"):
         method, history = kept([refused] * 5)
@@ -145,13 +145,16 @@ def test_the_mean_is_over_pictures_whatever_the_batches():
     class ByPicture(Teacher):
         def localize(self, images, labels=None):
             red = images[:, 0].mean((1, 2)).double()
-            return Localization(maps=red[:, None, None].expand(-1, 4, 4))
+            below = red * (red > 0.4)
+            return Localization(maps=torch.stack([red, below, below, below], 1)[:, :, None])
 
     data = HeldOut(Squares(10))
-    expected = torch.stack([data[i]["image"][0].mean() for i in range(10)]).double().mean().item()
+    red = torch.stack([data[i]["image"][0].mean() for i in range(10)]).double()
+    expected, shown = red.mean().item(), torch.where(red > 0.4, 1.0, 0.25).mean().item()
+    assert 0.25 < shown < 1
     for size in (1, 3, 10):
         score, area = KeepBest(data, score="largest", batch_size=size).measure(ByPicture())
-        assert score == pytest.approx(expected) and area == pytest.approx(expected)
+        assert score == pytest.approx(expected) and area == pytest.approx(shown)
 
 
 def test_labels_reach_only_the_methods_that_use_them():
@@ -343,6 +346,12 @@ def test_scenes_give_pictures_to_hold_out():
     assert len(engine._split(Stage(name="a", method="cam"), data, 0)[1]) == 0
 
 
+def test_the_shown_area_counts_what_reaches_a_tenth_of_the_maximum():
+    faint = torch.tensor([[0.02, 0.05], [0.06, 0.5]])
+    maps = torch.stack([faint, torch.full((2, 2), 0.3), torch.zeros(2, 2)])
+    assert early_stopping.shown_area(maps).tolist() == [0.75, 1, 0]
+
+
 # --- several processes
 
 
@@ -351,7 +360,7 @@ def both_ways(rank, folder):
     method = Teacher()
     callback = KeepBest(HeldOut(Squares(7)), score="largest", area=(0, 1), batch_size=2)
     history = fit(method, Squares(), TRAINING, out=folder, callbacks=[callback])
-    curve = [epoch["largest"] + epoch["map_area"] for epoch in history.epochs]
+    curve = [epoch["largest"] + epoch["shown_area"] for epoch in history.epochs]
     weights = torch.cat([p.detach().flatten() for p in method.parameters()])
     normed = Teacher(norm=True)
     fit(normed, Squares(), TRAINING)

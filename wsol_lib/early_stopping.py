@@ -103,15 +103,16 @@ class KeepBest(Callback):
 
     After an epoch every held-out picture is localized, with its label where the method uses labels, and never with a
     box. A map outside [0,1] is min-max normalised, one inside is taken as it is. The mean score goes into the history
-    under the score's name, the mean value of the maps as `map_area`. Of two equal epochs the earlier one is kept.
+    under the score's name, and as `shown_area` the mean part of the frame where a map reaches a tenth of its maximum.
+    Of two equal epochs the earlier one is kept.
 
-    An epoch counts only where the mean area lies inside `area`: a mask that is the same everywhere covers its own box
-    completely and would win. If none does, the last weights stay and a warning says so.
+    An epoch counts only where the shown area lies inside `area`: a map that is the same everywhere, however faint,
+    fills its own box completely and would win. If none does, the last weights stay and a warning says so.
 
     Args:
         held_out: training pictures that the method does not learn from.
         score: a key of `SCORES`.
-        area: (low, high), the mean areas between which a map says anything, in [0,1].
+        area: (low, high), the mean shown areas between which a map says anything, in [0,1].
         every: score only every so many epochs.
         patience: end the training so many epochs after the kept one, if none was better; None never does.
         batch_size, workers: of the loader.
@@ -157,7 +158,7 @@ class KeepBest(Callback):
         if (epoch + 1) % self.every:
             return False
         score, area = self.measure(localizer)
-        history.epochs[-1] |= {self.score: score, "map_area": area}
+        history.epochs[-1] |= {self.score: score, "shown_area": area}
         if self.area[0] < area < self.area[1] and score > self.best:
             self.best, self.kept_epoch = score, epoch
             self.weights = {name: value.detach().to("cpu", copy=True) for name, value in localizer.state_dict().items()}
@@ -165,13 +166,13 @@ class KeepBest(Callback):
         return self.patience is not None and waited >= self.patience
 
     def measure(self, localizer: Localizer) -> tuple[float, float]:
-        """Mean score and mean area of the maps of all held-out pictures; the same on every rank."""
+        """Mean score and mean shown area of the maps of all held-out pictures; the same on every rank."""
         mine = []
         for batch, found in localized(localizer, self.held_out, self.batch_size, self.workers, progress=False):
             if found.maps is None:
                 raise RecipeError(f"KeepBest scores maps, but {type(localizer).__name__} gives boxes alone")
             maps = in_unit_range(found.maps)
-            mine.append(torch.stack([batch["index"], SCORES[self.score](maps), maps.mean((1, 2))]).double())  # [3,B]
+            mine.append(torch.stack([batch["index"], SCORES[self.score](maps), shown_area(maps)]).double())  # [3,B]
         table = torch.cat([part for parts in distributed.gather_objects(mine) for part in parts], dim=1)  # [3,N]
         _, score, area = table[:, table[0].argsort()].mean(1).tolist()  # in one order for any number of processes
         return score, area
@@ -183,7 +184,7 @@ class KeepBest(Callback):
             localizer.load_state_dict(self.weights)
         elif distributed.rank() == 0:
             warnings.warn(
-                f"KeepBest kept no epoch, so the last weights stay: in none did the mean map area lie between "
+                f"KeepBest kept no epoch, so the last weights stay: in none did the shown area lie between "
                 f"{self.area[0]} and {self.area[1]}",
                 stacklevel=2,
             )
@@ -201,3 +202,9 @@ def in_unit_range(maps: Tensor) -> Tensor:
     """Maps Float[B,h,w] in [0,1]: those that lie there as they are, the others min-max normalised one by one."""
     inside = ((maps >= 0) & (maps <= 1)).flatten(1).all(1)
     return torch.where(inside[:, None, None], maps, normalize(maps))
+
+
+def shown_area(maps: Tensor) -> Tensor:
+    """The part Float[B] of each map Float[B,h,w] in [0,1] that reaches a tenth of its maximum; 0 for a zero map."""
+    highest = maps.amax((1, 2), keepdim=True)
+    return ((maps >= highest / 10) & (maps > 0)).double().mean((1, 2))

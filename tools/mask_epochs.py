@@ -1,0 +1,72 @@
+"""Does a score without labels choose a good epoch? Each epoch of a recipe's last stage, measured on boxes to compare.
+
+    python -m tools.mask_epochs scenes/weight-map --seeds 0,1,2,3,4 --to results/weight_map_epochs.json
+
+The measuring has no say in the training: the stage keeps the epoch that its own score chose.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wsol_lib import engine, grid
+from wsol_lib.data import load
+from wsol_lib.recipe import Recipe
+from wsol_lib.training import History
+from wsol_lib.types import Localizer
+
+
+class Observer(engine.Callback):
+    """Notes in the history what boxes and masks of the measured split say of each epoch."""
+
+    def __init__(self, recipe: Recipe, limit: int) -> None:
+        how = recipe.evaluate
+        assert how is not None
+        self.protocol, self.limit = engine.make_protocol(how), limit
+        size = recipe.data.size if recipe.data.name == "scenes" else None
+        options = {**recipe.data.options, **how.options}
+        self.dataset = load(recipe.data.name, how.split, size=size, view=self.protocol, **options)
+
+    def after_epoch(self, epoch: int, localizer: Localizer, history: History) -> None:
+        """Measure the method as it is now."""
+        judge = engine.evaluate(localizer, self.dataset, self.protocol, limit=self.limit, progress=False)
+        scores = judge.compute()
+        history.epochs[-1] |= {"gt_known": scores.gt_known, "pxap": scores.pxap, "n": scores.n}
+
+
+def observe(recipe: Recipe, limit: int, out: str) -> dict[str, Any]:
+    """Run a recipe; its results, and its epochs as measured."""
+    last = recipe.stages[-1].name
+    result = engine.run(recipe, out, callbacks={last: [Observer(recipe, limit)]})
+    assert result.results is not None
+    epochs = result.histories[last].epochs
+    if "gt_known" not in epochs[0]:
+        raise SystemExit(f"{recipe.name}, seed {recipe.seed}, was trained in {out} unobserved; give another --out")
+    return {"epochs": epochs, **result.results}
+
+
+def main(
+    recipes: Annotated[list[str], typer.Argument(help="Names or files of recipes.")],
+    to: Annotated[Path, typer.Option(help="The JSON file to write.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the recipe.")] = None,
+    vary: Annotated[list[str] | None, typer.Option(help="KEY=A,B,C: a setting for each value.")] = None,
+    limit: Annotated[int, typer.Option(help="How many pictures to measure an epoch on, evenly spread.")] = 500,
+    out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+) -> None:
+    """Run recipes with several seeds and note every epoch."""
+    finished = json.loads(to.read_text(encoding="utf-8"))["cells"] if to.is_file() else {}
+    axes = dict(grid.axis(text) for text in vary or [])
+    for setting, recipe in grid.cells(recipes, set_ or [], axes, [int(seed) for seed in seeds.split(",")]):
+        key = engine.digest(recipe.model_dump(mode="json"))
+        if key not in finished:
+            finished[key] = {"setting": setting, **observe(recipe, limit, out)}
+            grid.store(to, finished)
+
+
+if __name__ == "__main__":
+    typer.run(main)
