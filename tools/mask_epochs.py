@@ -13,11 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from wsol_lib import engine, grid
-from wsol_lib.data import load
-from wsol_lib.recipe import Recipe
-from wsol_lib.training import History
-from wsol_lib.types import Localizer
+from wsol_lib import tune_process
+
+tune_process()
+
+from wsol_lib import engine, grid  # noqa: E402
+from wsol_lib.data import load  # noqa: E402
+from wsol_lib.recipe import Recipe  # noqa: E402
+from wsol_lib.training import History  # noqa: E402
+from wsol_lib.types import Localizer  # noqa: E402
 
 
 class Observer(engine.Callback):
