@@ -96,6 +96,18 @@ def test_the_guard_is_a_choice():
     assert kept([UNIFORM, EMPTY, (0.5, 0.3), EMPTY, UNIFORM], area=(0, 0.9))[1].kept_epoch == 1
 
 
+def test_stretched_maps_show_what_stands_out_of_a_haze():
+    class Haze(Teacher):
+        def localize(self, images, labels=None):
+            maps = torch.full((len(images), 10, 10), 0.3)
+            maps[:, :2] = 0.6
+            return Localization(maps=maps)
+
+    data = HeldOut(Squares(9))
+    assert KeepBest(data, score="largest").measure(Haze()) == pytest.approx((0.6, 1))
+    assert KeepBest(data, score="largest", stretch=True).measure(Haze()) == pytest.approx((1, 0.2))
+
+
 def test_patience_is_counted_from_the_kept_epoch():
     curve = [UNIFORM, UNIFORM, (0.8, 0.3), (0.7, 0.3), (0.9, 0.3)]
     assert len(kept(curve, patience=1)[1].epochs) == 4

@@ -31,14 +31,7 @@ def _completeness(maps: Tensor) -> Tensor:
     return completeness(maps)
 
 
-def _completeness_minmax(maps: Tensor) -> Tensor:
-    return _completeness(normalize(maps))
-
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "completeness": _completeness,  # the weight map's paper: of the map as it is
-    "completeness-minmax": _completeness_minmax,  # its authors' later code: of the map stretched to [0,1] first
-}
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {"completeness": _completeness}
 """Scores that need no label, by name: maps Float[B,h,w] in [0,1] -> Float[B], the larger the better."""
 
 
@@ -102,7 +95,7 @@ class KeepBest(Callback):
     """Keeps the weights of the epoch whose maps of held-out pictures score best, and puts them back at the end.
 
     After an epoch every held-out picture is localized, with its label where the method uses labels, and never with a
-    box. A map outside [0,1] is min-max normalised, one inside is taken as it is. The mean score goes into the history
+    box. A map outside [0,1] is min-max normalised, one inside is taken as it is, unless `stretch`. The mean score goes into the history
     under the score's name, and as `shown_area` the mean part of the frame where a map reaches a tenth of its maximum.
     Of two equal epochs the earlier one is kept.
 
@@ -113,6 +106,8 @@ class KeepBest(Callback):
         held_out: training pictures that the method does not learn from.
         score: a key of `SCORES`.
         area: (low, high), the mean shown areas between which a map says anything, in [0,1].
+        stretch: min-max every map first, so that a haze over everything does not hide what stands out of it. The weight
+            map's paper scores masks as they are, its authors' later code stretches them.
         every: score only every so many epochs.
         patience: end the training so many epochs after the kept one, if none was better; None never does.
         batch_size, workers: of the loader.
@@ -131,13 +126,14 @@ class KeepBest(Callback):
         *,
         score: str = "completeness",
         area: tuple[float, float] = (0.05, 0.9),
+        stretch: bool = False,
         every: int = 1,
         patience: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
     ) -> None:
         self.held_out, self.score, self.area, self.every, self.patience = held_out, score, tuple(area), every, patience
-        self.batch_size, self.workers = batch_size, workers
+        self.stretch, self.batch_size, self.workers = stretch, batch_size, workers
         self.best, self.kept_epoch = -math.inf, None  # type: float, int | None
         self.weights: dict[str, Tensor] | None = None
         for problem in self._problems():
@@ -171,7 +167,7 @@ class KeepBest(Callback):
         for batch, found in localized(localizer, self.held_out, self.batch_size, self.workers, progress=False):
             if found.maps is None:
                 raise RecipeError(f"KeepBest scores maps, but {type(localizer).__name__} gives boxes alone")
-            maps = in_unit_range(found.maps)
+            maps = normalize(found.maps) if self.stretch else in_unit_range(found.maps)
             mine.append(torch.stack([batch["index"], SCORES[self.score](maps), shown_area(maps)]).double())  # [3,B]
         table = torch.cat([part for parts in distributed.gather_objects(mine) for part in parts], dim=1)  # [3,N]
         _, score, area = table[:, table[0].argsort()].mean(1).tolist()  # in one order for any number of processes
