@@ -95,9 +95,9 @@ class KeepBest(Callback):
     """Keeps the weights of the epoch whose maps of held-out pictures score best, and puts them back at the end.
 
     After an epoch every held-out picture is localized, with its label where the method uses labels, and never with a
-    box. A map outside [0,1] is min-max normalised, one inside is taken as it is, unless `stretch`. The mean score goes into the history
-    under the score's name, and as `shown_area` the mean part of the frame where a map reaches a tenth of its maximum.
-    Of two equal epochs the earlier one is kept.
+    box. A map outside [0,1] is min-max normalised, one inside is taken as it is, unless `stretch`. The mean score goes
+    into the history under the score's name, and as `shown_area` the mean part of the frame where a map reaches a tenth
+    of its maximum. Of two equal epochs the earlier one is kept.
 
     An epoch counts only where the shown area lies inside `area`: a map that is the same everywhere, however faint,
     fills its own box completely and would win. If none does, the last weights stay and a warning says so.
