@@ -155,7 +155,7 @@ class KeepBest(Callback):
             return False
         score, area = self.measure(localizer)
         history.epochs[-1] |= {self.score: score, "shown_area": area}
-        if self.area[0] < area < self.area[1] and score > self.best:
+        if self.area[0] <= area <= self.area[1] and score > self.best:
             self.best, self.kept_epoch = score, epoch
             self.weights = {name: value.detach().to("cpu", copy=True) for name, value in localizer.state_dict().items()}
         waited = 0 if self.kept_epoch is None else epoch - self.kept_epoch

@@ -14,6 +14,9 @@ Method II, Siamese triplets (eqs. 2 to 4): f embeds pictures so that those of a 
 J^f = M * I of an anchor must lie nearer to the whole anchor than its background J^b = (1 - M) * I does (inner), and
 nearer to the foreground of a picture of its class than to that of another class (outer).
 
+The authors' code could not be read: this is a reconstruction from the paper's text, and what the text leaves open is
+said where it is decided.
+
 The mask multiplies the **normalised** picture: what is removed becomes the mean colour, not black. g is a U-Net with
 skips from a pretrained encoder: five blocks of up-sampling and two convolutions, a sigmoid at the end. It is trained
 too long if it is trained to the end: the mask creeps from the object to the parts that f needs. The score S
