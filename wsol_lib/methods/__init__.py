@@ -11,6 +11,11 @@ METHODS: dict[str, str] = {
     "weight-map": "wsol_lib.methods.weight_map:WeightMap",
     "triplet-embedding": "wsol_lib.methods.weight_map:TripletEmbedding",
     "siamese-weight-map": "wsol_lib.methods.weight_map:SiameseWeightMap",
+    "nl-ccam": "wsol_lib.methods.ci_cam:NLCCAM",
+    "ci-cam": "wsol_lib.methods.ci_cam:CICAM",
+    "classification-teacher": "wsol_lib.methods.kd_ci_cam:ClassificationTeacher",
+    "localization-teacher": "wsol_lib.methods.kd_ci_cam:LocalizationTeacher",
+    "kd-ci-cam": "wsol_lib.methods.kd_ci_cam:KDCICAM",
 }
 
 
