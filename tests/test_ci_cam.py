@@ -337,10 +337,12 @@ def test_a_block_place_by_place():
     ],
 )
 def test_a_network_starts_unchanged_and_then_learns(name, stage, places):
-    plain = create(name, stages=(stage,)).eval()
-    before, modes = state(plain), plain.training
-    network = NonLocalBackbone(plain, places).eval()
-    assert same(plain, before) and plain.training == modes
+    plain = create(name, stages=(stage,))
+    before = state(plain)  # running statistics too
+    network = NonLocalBackbone(plain, places)
+    network.map_size(SIZE)
+    assert same(plain, before) and plain.training
+    network.eval()
     inputs = network.normalize(pictures(2))
     torch.testing.assert_close(network(inputs), plain.features(inputs)[stage])
     for block in network.blocks:

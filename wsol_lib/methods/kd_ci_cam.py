@@ -51,8 +51,8 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float, fai
     Returns:
         The mean over the pictures of all processes; 0 where there are none.
     """
-    wanted = (teacher.detach() / temperature).log_softmax(1)  # [B,K]
-    said = student / temperature
+    wanted = (teacher.detach().float() / temperature).log_softmax(1)  # [B,K]
+    said = student.float() / temperature
     if faithful_to == "paper":
         each = F.kl_div(said.log_softmax(1), wanted, reduction="none", log_target=True).sum(1) * temperature**2  # [B]
     else:
@@ -77,7 +77,7 @@ def map_distillation(
     Returns:
         The mean over all entries of the pictures of all processes; 0 where there are none.
     """
-    said, wanted = (cams.flatten(1) / temperature for cams in (student, teacher.detach()))  # [B,K h w]
+    said, wanted = (cams.flatten(1).float() / temperature for cams in (student, teacher.detach()))  # [B,K h w]
     if faithful_to == "paper":
         scale = said.shape[1] if rescale else 1
         said, wanted = scale * said.softmax(1), scale * wanted.softmax(1)
@@ -92,7 +92,7 @@ def area_loss(heatmap: Tensor) -> Tensor:
     The authors take it before or after up-sampling. Bilinear up-sampling by a whole factor keeps the mean, so the two
     are one.
     """
-    return heatmap.mean()
+    return heatmap.float().mean()
 
 
 def difference_loss(
