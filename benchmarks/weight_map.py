@@ -83,8 +83,9 @@ def filled(run: Run) -> Run:
 def compare_steps(recipe_name: str, batch_size: int, repeats: int) -> None:
     recipe = load_recipe(recipe_name)
     cam, mask = recipe.stages
-    images = {key: torch.rand(batch_size, 3, recipe.data.size, recipe.data.size) for key in ("positive", "negative")}
-    batch = {"image": images["positive"].flip(3), "label": torch.arange(batch_size) % CLASSES, **images}
+    shape = (batch_size, 3, recipe.data.size, recipe.data.size)
+    batch = {key: torch.rand(shape) for key in ("image", "positive", "negative")}
+    batch["label"] = torch.arange(batch_size) % CLASSES
     runs = {name: step(localizer, batch) for name, localizer in methods(cam, mask).items()}
     *times, slow = medians([*runs.values(), filled(runs["method I"])], repeats)
     print(f"\n{recipe_name}: batches of {batch_size} at {recipe.data.size} px, medians of {repeats}")

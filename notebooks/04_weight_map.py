@@ -561,7 +561,7 @@ def photographs(name, family):
     cells = {"CAM": cam}
     for c in grid.read(name)["cells"].values():
         source = c["setting"]["recipe"]
-        cells["mask, method II" if "siamese" in source else "mask, method I" if "weight-map" in source else "CAM"] = c
+        cells["mask, method II" if "siamese" in source else "mask, method I" if "weight-map" in source else "CAM of f"] = c
     table = {title: floor | {"ends": None} for title, floor in cam["floors"].items()}
     return table | {title: c["scores"] | {"ends": c["intervals"]["gt_known"]} for title, c in cells.items()}
 
