@@ -44,7 +44,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsol_lib import backbones, boxes, data, engine, figures, grid
+from wsol_lib import backbones, boxes, data, engine, figures, grid, maps
 from wsol_lib.methods import weight_map
 
 figures.style()
@@ -253,20 +253,22 @@ assert weight_map.completeness(torch.full((8, 8), 0.3)) == 1 and weight_map.comp
 # ## Train, and watch
 #
 # The second stage of the recipe trains g. A tenth of the *training* pictures is held out, and after each epoch $S$ is averaged over their
-# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, and keeps
-# the masks of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
+# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, scores the same
+# masks once they are stretched to the full range, and keeps those of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
 
 
 # %%
 class Observer(engine.Callback):
-    """Looks on after each epoch: GT-known on test pictures, and the masks of eight."""
+    """Looks on after each epoch: GT-known and S of stretched masks on test pictures, and the masks of eight."""
 
     def __init__(self):
-        self.gt_known, self.masks = [], []
+        self.gt_known, self.stretched, self.masks = [], [], []
 
     def after_epoch(self, epoch, localizer, history):
         judge = engine.evaluate(localizer, scenes, rule, progress=False)
         self.gt_known.append(judge.compute().gt_known)
+        all_masks = engine.localize(localizer, scenes, progress=False).maps
+        self.stretched.append(weight_map.completeness(maps.normalize(all_masks)).mean().item())
         self.masks.append(localizer.localize(pictures).maps)
 
 
@@ -318,11 +320,13 @@ columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completene
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 for (key, values), marker in zip(columns.items(), "os", strict=True):
     left.plot(values, marker=marker, label=key)
+left.plot(observer.stretched, marker="^", label="completeness, stretched")
 left.axhline(0.9, color="grey", linestyle=":")
 left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05))
 left.legend(loc="lower left")
 right.plot(observer.gt_known, marker="o", color="black")
-right.axvline(history.kept_epoch, color="grey", linestyle="--", label="kept by S")
+kept = len(history.epochs) - 1 if history.kept_epoch is None else history.kept_epoch  # None: the last one
+right.axvline(kept, color="grey", linestyle="--", label="kept")
 right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None))
 right.legend()
 plt.show()
@@ -342,14 +346,35 @@ watched = [c for c in grid.read("weight_map_part_size")["cells"].values() if "ep
 curves = {}
 for c in watched:
     curve = np.array([epoch["gt_known"] for epoch in c["epochs"]])
-    row = [curve[c["kept_epochs"]["mask"]], curve.max(), curve[0], curve[-1], c["kept_epochs"]["mask"]]
+    kept = c["kept_epochs"]["mask"]
+    row = [curve.max(), curve[-1 if kept is None else kept], curve[0], curve[-1]]
     curves.setdefault(c["setting"][size_key], []).append(row)
-curves = {size: np.array(rows) for size, rows in curves.items()}
+    print(
+        f"part {c['setting'][size_key]:4}  seed {c['seed']}  kept {kept!s:4}  oracle {curve.argmax()}   {curve.round(0)}"
+    )
+
+# %%
 for size, rows in curves.items():
-    gap = rows[:, 1] - rows[:, 0]
-    print(f"part {size:4}  kept {rows[:, 0].mean():.1f}   oracle {rows[:, 1].mean():.1f}   "
-          f"gap {gap.mean():.1f} ± {grid.half_width(gap):.1f}   first {rows[:, 2].mean():.1f}   last {rows[:, 3].mean():.1f}"
-          f"   epochs kept {rows[:, 4].astype(int).tolist()}")  # fmt: skip
+    oracle, kept, first, last = np.array(rows).T  # [5] each
+    gap = oracle - kept
+    print(f"part {size:4}  oracle {oracle.mean():.1f}   kept {kept.mean():.1f}   gap {gap.mean():.1f} ± "
+          f"{grid.half_width(gap):.1f}   first epoch {first.mean():.1f}   last epoch {last.mean():.1f}")  # fmt: skip
+
+# %% [markdown]
+# **S does not find the oracle's epoch.** At the smallest part the gap is a few points (and picking the best of eight noisy numbers is worth some of them by itself), but there S gains nothing on simply
+# training to the end either. At the larger parts the gap is wide. Look at the rows with `None`: no epoch passed the guard, so the last one was kept. Two causes, and both can be seen.
+#
+# 1. *Haze.* In most of those runs a faint haze, above a tenth of the maximum, covers the frame to the end. Then the box rule of equation 5 shows everything, and S is 1 whatever the mask does. The
+#    authors' later code stretches each mask to the full range first, which takes an even haze away; the key `stretch` of our callback does that. In the run above that curve is the third one, and it
+#    does not peak where localization does.
+# 2. *Blindness.* S counts crumbs. A mask that has shrunk to a compact *part* is in one piece, and has the best score there is.
+#
+# And the larger the part, the sooner the shrinking: a telling part that is easy to see is all that f wants, and the loss gets there within a few epochs.
+
+# %%
+best = {size: np.array(rows)[:, 0].mean() for size, rows in curves.items()}
+left_over = {size: np.array(rows)[:, 1].mean() for size, rows in curves.items()}
+assert best["0.35"] - left_over["0.35"] > 2 and best["0.5"] - left_over["0.5"] > 2
 
 # %% [markdown]
 # ## The claim, tested
@@ -405,7 +430,15 @@ for size in sizes:
     for score in ("gt_known", "pxap"):
         gain = claim["mask, method I", size][score] - claim["CAM", size][score]
         print(f"part {size}  {score:9} mask minus CAM {gain.mean():5.1f} ± {grid.half_width(gain):.1f}")
-        assert gain.mean() > grid.half_width(gain)
+        assert gain.mean() > grid.half_width(gain) or (score == "gt_known" and size != "0.2")
+
+# %% [markdown]
+# Read it by score.
+#
+# - **GT-known at the smallest part**: the mask is far above CAM and the floor, which CAM is not. The claim holds where it was made.
+# - **GT-known at larger parts**: the advantage melts, for by the kept epoch the mask *is* the part. The oracle's epochs, in the table before, were better than CAM at every size. The
+#   method had the animal in its hands and let it go.
+# - **PxAP** does not care about boxes, only whether what is shown is animal. There the mask wins at every size, and by much: its edges are drawn on the grid of the picture, not on eight by eight cells.
 
 # %% [markdown]
 # ## Method II: no names, only "same" and "other"
@@ -512,8 +545,10 @@ tell("floor", ablation["II, no inner"], "floor ")
 # %% [markdown]
 # ## Real photographs
 #
-# First live: a mask of EfficientNet-Lite0, the ImageNet classifier cut to the 200 classes of Tiny-ImageNet, trained on two pictures of each class for
-# one short epoch. That is far too little; it is here to be seen at work.
+# The encoder of g and the features of f are EfficientNet-Lite0 of ImageNet; the head of f is a logistic regression fitted to the training pictures that g learns from, hardly penalised. The
+# paper's f was trained for hundreds of epochs on those very pictures and is as sure of them. (It pays in Top-1 Loc: few pictures make a poor classifier.)
+#
+# First live, on two pictures of each class, for one short epoch. That is far too little; it is here to be seen at work.
 
 # %% tags=["needs:tiny-imagenet", "nbval-ignore-output"]
 short = ["data.options.per_class=2", "stages.mask.epochs=1", "evaluate.limit=200", "stages.mask.workers=0",
@@ -542,7 +577,7 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# And the runs that count, each about half an hour on two cores: 20 pictures of each class of Tiny-ImageNet for method I, 10 for method II;
+# And the runs that count, each under half an hour on two cores: 15 pictures of each class of Tiny-ImageNet for method I, 6 for method II;
 # all training birds of CUB-50.
 #
 # ```
@@ -561,7 +596,9 @@ def photographs(name, family):
     cells = {"CAM": cam}
     for c in grid.read(name)["cells"].values():
         source = c["setting"]["recipe"]
-        cells["mask, method II" if "siamese" in source else "mask, method I" if "weight-map" in source else "CAM of f"] = c
+        cells[
+            "mask, method II" if "siamese" in source else "mask, method I" if "weight-map" in source else "CAM of f"
+        ] = c
     table = {title: floor | {"ends": None} for title, floor in cam["floors"].items()}
     return table | {title: c["scores"] | {"ends": c["intervals"]["gt_known"]} for title, c in cells.items()}
 
