@@ -31,12 +31,19 @@
 # 3. **Judge the mask**: against CAM and the floors, where the cause is known and on photographs, and say what the mask *means*.
 
 # %%
+import importlib.util, subprocess, sys
+
+if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
+    source = "git+https://github.com/wsol-book/wsol-book"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", source])
+
 from wsol_lib import setup
 
 setup(seed=0)
 
 # %%
 import tempfile
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -125,7 +132,7 @@ plt.show()
 
 # %% [markdown]
 # And what does f say? Its whole answer is a vector of probabilities, so we compare vectors: the cross-entropy D of what f says
-# of the masked picture, with what it says of the whole picture as the target. That is the first term of the method's equation 1.
+# of the masked picture, with what it says of the whole picture as the target. That is the first term of the method's equation 1. The second is the area of the mask.
 
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
@@ -134,16 +141,49 @@ with torch.no_grad():
 name = whole.argmax()
 D = -(whole.softmax(1) * through.log_softmax(1)).sum(1)  # [7]
 for title, d, p, m in zip(by_hand, D, through.softmax(1)[:, name], masks, strict=True):
-    print(f"{title:15} D {d:5.2f}   p(named class) {p:.2f}   area {m.mean():.2f}")
+    print(f"{title:15} D {d:5.2f}   p(named class) {p:.2f}   area {m.mean():.2f}   D + area {d + m.mean():.2f}")
 assert D[0] < D[3] and D[2] < D[3] and D[0] < D[6]
 
 # %% [markdown]
-# Read it row by row, for the whole chapter is in this table.
+# One picture may mislead. The same masks on 300 test pictures, for five classifiers and for telling parts of three sizes:
 #
-# - Hide **all but the part**: the answer stays. Hide **the part alone**: it is gone. The classifier needs the part and nothing else, and an honest
-#   method that asks only this *must* end there.
-# - **All, at half contrast**: hardly a change. A mask that dims everything alike is nearly free. It will be the first thing a network learns to do.
-# - **Nothing** costs a lot, but not everything: even a grey picture gets an answer.
+# ```
+# python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 --set data.options.families=1 \
+#     --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
+# ```
+
+# %%
+size_key, sizes = "data.options.part_size", ("0.2", "0.35", "0.5")
+hand = {}  # (size, mask) -> [D, area, per cent that keep their name] a seed
+for c in grid.read("weight_map_by_hand")["cells"].values():
+    for title, found in c["by_hand"].items():
+        row = [found["invariance"], found["area"], found["kept"]]
+        hand.setdefault((c["setting"][size_key], title), []).append(row)
+cost = {key: np.array(rows)[:, :2].sum(1) for key, rows in hand.items()}  # D + area, [seeds]
+
+# %%
+for key, rows in hand.items():
+    d, area, kept = np.mean(rows, 0)
+    print(f"part {key[0]:4} {key[1]:15} D {d:.2f}   area {area:.2f}   D + area {cost[key].mean():.2f}"
+          f" ± {grid.half_width(cost[key]):.2f}   name kept {kept:3.0f} of 100")  # fmt: skip
+for size in sizes:
+    dearer = cost[size, "part"] - cost[size, "animal"]
+    print(f"part {size:4} the part costs more than the animal by {dearer.mean():.2f} ± {grid.half_width(dearer):.2f}")
+
+# %%
+for size in sizes:
+    assert min(cost[size, title].mean() for title in by_hand) == cost[size, "animal"].mean()
+edge = [(cost[size, "part"] - cost[size, "animal"]).mean() for size in sizes]
+assert edge[0] > edge[1] > edge[2] > 0
+
+# %% [markdown]
+# The whole chapter is in this table. Read it slowly.
+#
+# - **All but part** costs most: hide the telling part and the name is gone, though nearly everything else is visible. The classifier looks where we thought.
+# - **The animal** is the cheapest of all. This is why the method can work: with a price on area, the mask of the object *is* the best of those we can think of.
+# - **The part** alone has the smaller area, but f is not at ease with it: it was trained on parts that sit on animals. How uneasy it is depends on the part. The last three lines have the
+#   difference: where the part is small it is large, and where the part is large it is a quarter of that. There the loss hardly cares which of the two the mask shows. Keep this in mind.
+# - **All, at half contrast** costs a lot as well. A mask that dims everything is no way out.
 #
 # ## Equation 1: keep the answer, pay for the area
 #
@@ -253,8 +293,8 @@ assert weight_map.completeness(torch.full((8, 8), 0.3)) == 1 and weight_map.comp
 # ## Train, and watch
 #
 # The second stage of the recipe trains g. A tenth of the *training* pictures is held out, and after each epoch $S$ is averaged over their
-# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, scores the same
-# masks once they are stretched to the full range, and keeps those of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
+# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, scores their masks once they are *stretched* to the
+# full range (why, we shall see), and keeps those of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
 
 
 # %%
@@ -274,17 +314,18 @@ class Observer(engine.Callback):
 
 # %% tags=["nbval-ignore-output"]
 observer = Observer()
-trained = engine.run(recipe, folder.name, progress=False, callbacks={"mask": [observer]})
+with warnings.catch_warnings(record=True) as said:
+    trained = engine.run(recipe, folder.name, progress=False, callbacks={"mask": [observer]})
+print(*[warning.message for warning in said], sep="\n")
 history = trained.histories["mask"]
 for epoch, gt_known in zip(history.epochs, observer.gt_known, strict=True):
     told = "   ".join(f"{key} {epoch[key]:.2f}" for key in ("invariance", "area", "completeness"))
     print(f"epoch {epoch['epoch']}   {told}   GT-known {gt_known:.1f}")
-print("kept by S: epoch", history.kept_epoch)
 
 # %%
 losses = history.losses()
 assert np.mean(losses[-20:]) < np.mean(losses[:20])
-assert history.epochs[-1]["shown_area"] < history.epochs[0]["map_area"]
+assert history.epochs[-1]["area"] < history.epochs[0]["area"]
 
 # %% [markdown]
 # The loss falls to the end. Localization does not rise to the end. Move through the epochs:
@@ -297,16 +338,14 @@ for masks in observer.masks:
     plt.close(frame)
 figures.slider(
     frames, [f"after epoch {epoch}" for epoch in range(len(frames))], title="epoch",
-    alt="The masks of eight scenes after one epoch: first a haze over everything, then shapes that cover the animals, at last a small spot on "
-    "the telling part, or all of the landscape.",
+    alt="The masks of eight scenes after one epoch: first a haze over everything, then bright shapes on animals and other striking things "
+    "in front of a fainter haze.",
 )  # fmt: skip
 
 # %% [markdown]
-# This is the paper's **over-segmentation**. First a haze: dimming is nearly free, as the table by hand foretold. Then the haze lifts where nothing is
-# needed, and shapes of animals stand out. Then the shapes shrink, for the loss pays for every pixel that can go, and only the part cannot. Nothing has gone wrong
-# with the optimisation. *The loss wants the part.* The animal is a stage on the way.
-#
-# So the epoch is not a detail. It is half of the method.
+# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes shrink, for the loss pays for every pixel that can go. This is the
+# paper's **over-segmentation**. The table by hand says how far it will go: where the part costs little more than the animal, little holds the mask at the animal's outline. So the epoch is not a
+# detail. It is half of the method.
 
 # %% [markdown]
 # ## Which epoch?
@@ -315,7 +354,7 @@ figures.slider(
 # *show* the whole frame: the part of the frame above a tenth of the maximum must lie between 5 and 90 per cent (cited: a guard of ours; the paper names none).
 # Of the epochs that pass, the one with the largest mean $S$ is kept.
 
-# %% mystnb={"image": {"alt": "Completeness S and shown area on held-out training pictures, and GT-known on test pictures, over the epochs. Values as printed above."}} tags=["nbval-ignore-output"]
+# %% mystnb={"image": {"alt": "Left: S and the shown area on held-out training pictures, both near one, and S of stretched masks on test pictures, which is highest in the first epoch; right: GT-known on test pictures, lowest in the first epoch."}} tags=["nbval-ignore-output"]
 columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completeness", "shown_area")}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 for (key, values), marker in zip(columns.items(), "os", strict=True):
@@ -332,6 +371,11 @@ right.legend()
 plt.show()
 
 # %% [markdown]
+# Two failures in one picture. The paper's $S$, of masks as they are, is stuck at one: a haze lies above a tenth of the maximum nearly all over the frame. The box of equation 5 *is* the frame, and catches
+# everything. So no epoch passes the guard, and the last one stays. The authors' later code stretches each mask to the full range first, and an even haze is gone. But that curve (key `stretch` of
+# the callback) is best where localization is worst, in the first epoch, when the stretched haze makes one big piece.
+
+# %% [markdown]
 # Is that luck? The same with five seeds and three sizes of the part; each epoch was measured on 500 test pictures, and the observer had no say. The *oracle* takes the best epoch
 # of each run by those very pictures. It is an upper bound, and a flattering one: the best of eight noisy numbers.
 #
@@ -341,7 +385,6 @@ plt.show()
 # ```
 
 # %%
-size_key = "data.options.part_size"
 watched = [c for c in grid.read("weight_map_part_size")["cells"].values() if "epochs" in c]
 curves = {}
 for c in watched:
@@ -361,15 +404,13 @@ for size, rows in curves.items():
           f"{grid.half_width(gap):.1f}   first epoch {first.mean():.1f}   last epoch {last.mean():.1f}")  # fmt: skip
 
 # %% [markdown]
-# **S does not find the oracle's epoch.** At the smallest part the gap is a few points (and picking the best of eight noisy numbers is worth some of them by itself), but there S gains nothing on simply
-# training to the end either. At the larger parts the gap is wide. Look at the rows with `None`: no epoch passed the guard, so the last one was kept. Two causes, and both can be seen.
+# (These runs used the paper's $S$, of masks as they are.) **S does not find the oracle's epoch.** At the smallest part the gap is a few points. Some of it is the oracle's luck, for it picks the best of
+# eight noisy numbers. But simply training to the end is as good. At the larger parts the gap is wide: look at the rows with `None`. No epoch passed the guard, so the last one was kept. Two causes.
 #
-# 1. *Haze.* In most of those runs a faint haze, above a tenth of the maximum, covers the frame to the end. Then the box rule of equation 5 shows everything, and S is 1 whatever the mask does. The
-#    authors' later code stretches each mask to the full range first, which takes an even haze away; the key `stretch` of our callback does that. In the run above that curve is the third one, and it
-#    does not peak where localization does.
+# 1. *Haze*, as above. Then S says nothing.
 # 2. *Blindness.* S counts crumbs. A mask that has shrunk to a compact *part* is in one piece, and has the best score there is.
 #
-# And the larger the part, the sooner the shrinking: a telling part that is easy to see is all that f wants, and the loss gets there within a few epochs.
+# And the larger the part, the sooner the shrinking, as the table by hand foretold: there the part costs little more than the animal.
 
 # %%
 best = {size: np.array(rows)[:, 0].mean() for size, rows in curves.items()}
@@ -405,7 +446,6 @@ def tell(title, found, before=""):
     print(f"{title:24} GT-known {told[0]}   PxAP {told[1]}   pIoU {told[2]}   {len(found['gt_known'])} seeds")
 
 
-sizes = ("0.2", "0.35", "0.5")
 claim = {}
 for size in sizes:
     for title, name in {"CAM": "scenes/cam", "mask, method I": "scenes/weight-map"}.items():
@@ -415,13 +455,13 @@ for size in sizes:
 
 # %% mystnb={"image": {"alt": "GT-known and PxAP of CAM, the mask and the floor over the size of the telling part; values as printed above."}}
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-for axis, score in zip(axes, ("gt_known", "pxap"), strict=True):
+for axis, (score, label) in zip(axes, {"gt_known": "GT-known", "pxap": "PxAP"}.items(), strict=True):
     series = {title: [claim[title, size][score] for size in sizes] for title in ("CAM", "mask, method I")}
     series["floor"] = [claim["CAM", size][f"floor {score}"] for size in sizes]
     for (title, rows), marker in zip(series.items(), "os^", strict=True):
         spread = [grid.half_width(row) for row in rows]
         axis.errorbar(sizes, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
-    axis.set(xlabel="part_size", ylabel=f"{score}, per cent", ylim=(0, None))
+    axis.set(xlabel="part_size", ylabel=f"{label}, per cent", ylim=(0, None))
 axes[0].legend()
 plt.show()
 
@@ -439,6 +479,40 @@ for size in sizes:
 # - **GT-known at larger parts**: the advantage melts, for by the kept epoch the mask *is* the part. The oracle's epochs, in the table before, were better than CAM at every size. The
 #   method had the animal in its hands and let it go.
 # - **PxAP** does not care about boxes, only whether what is shown is animal. There the mask wins at every size, and by much: its edges are drawn on the grid of the picture, not on eight by eight cells.
+
+# %% [markdown]
+# ### The price, taken away and put back
+#
+# What does R do? The paper's first ablation takes it away. We do the same at the smallest part, five seeds. (Two epochs are enough to see it.)
+#
+# ```
+# wsol compare scenes/weight-map --to results/weight_map_ablation.json (the options above, part_size=0.2) \
+#     --set stages.mask.epochs=2 --vary "stages.mask.args={area: 0}"
+# ```
+
+# %%
+free = read("weight_map_ablation", **{"stages.mask.args": "{area: 0}"})
+tell("without the price", free)
+tell("with it", claim["mask, method I", "0.2"])
+tell("floor", free, "floor ")
+assert free["pxap"].mean() < claim["mask, method I", "0.2"]["pxap"].mean()
+
+# %% [markdown]
+# Worse, but not as bad as one might expect of a loss whose best mask is all ones. Look at what such a mask does, live on our 300 pictures:
+
+# %% tags=["nbval-ignore-output"]
+no_price = ["stages.mask.args={area: 0}", "stages.mask.epochs=2", "stages.mask.callbacks=[]"]
+freed = engine.run(engine.load_recipe("scenes/weight-map", knobs + small[:2] + no_price), folder.name, progress=False)
+inside = torch.from_numpy(scenes.masks)  # [300,64,64]
+for title, result in {"without": freed, "with": trained}.items():
+    found = engine.localize(result.localizer, scenes, progress=False).maps
+    print(
+        f"{title:8} the price: weight on the animal {found[inside].mean():.2f}, elsewhere {found[~inside].mean():.2f}"
+    )
+
+# %% [markdown]
+# **D lifts the weights where the answer comes from; R sinks the rest.** Without R the rest stays where it began, near one half: neither shown nor hidden. A
+# threshold that is fitted to the masks still finds the animal in that relief. The box rule of equation 5 would show the whole frame.
 
 # %% [markdown]
 # ## Method II: no names, only "same" and "other"
@@ -482,7 +556,7 @@ assert broken.isnan().all() and (healed == 0).all()
 # %%
 red, green, blue = 0, 1, 2
 colours = [[red, red, green, green], [green, red, red, green], [blue, blue, green, green]]
-rows = torch.eye(3)[colours]  # [3,4,3]: anchor, positive, negative
+rows = torch.eye(3)[torch.tensor(colours)]  # [3,4,3]: anchor, positive, negative
 right = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0]]).float()[..., None]  # [3,4,1]
 
 
@@ -521,28 +595,6 @@ for stage in siamese.stages:
 assert siamese.stages[-1].needs == {"embedding": "embedding", "classifier": "cam"}
 
 # %% [markdown]
-# ### Which term can go?
-#
-# The paper's table 6 leaves out one term at a time. So do we, at the smallest part, with five seeds; below them, method I with and without its
-# price (the paper's first ablation).
-#
-# ```
-# wsol compare scenes/siamese-weight-map --to results/weight_map_ablation.json --seeds 0,1,2,3,4 \
-#     --set data.options.families=1 --set data.options.classes=6 --set data.options.part_size=0.2 \
-#     --vary "stages.mask.args={},{inner: 0},{outer: 0},{area: 0}"
-# ```
-
-# %%
-terms, first = "stages.mask.args", {"recipe": "scenes/siamese-weight-map"}
-rows = {"II, all three terms": "{}"} | {f"II, no {term}": f"{{{term}: 0}}" for term in ("inner", "outer", "area")}
-ablation = {title: read("weight_map_ablation", **first, **{terms: value}) for title, value in rows.items()}
-ablation["I, both terms"] = claim["mask, method I", "0.2"]
-ablation["I, no area"] = read("weight_map_ablation", recipe="scenes/weight-map", **{terms: "{area: 0}"})
-for title, found in ablation.items():
-    tell(title, found)
-tell("floor", ablation["II, no inner"], "floor ")
-
-# %% [markdown]
 # ## Real photographs
 #
 # The encoder of g and the features of f are EfficientNet-Lite0 of ImageNet; the head of f is a logistic regression fitted to the training pictures that g learns from, hardly penalised. The
@@ -577,46 +629,63 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# And the runs that count, each under half an hour on two cores: 15 pictures of each class of Tiny-ImageNet for method I, 6 for method II;
-# all training birds of CUB-50.
+# And the runs that count, each under half an hour on two cores: all training birds of CUB-50, and 15 pictures of each class of Tiny-ImageNet. Whole pictures, GT-known with a
+# cross-fitted threshold on *all* test pictures (MaxBoxAcc is an upper bound). One seed; the interval is over pictures. The epoch was kept by S of *stretched* masks, for here a haze stays.
 #
 # ```
-# python -m tools.mask_epochs tiny-imagenet/weight-map-lite0 --to results/weight_map_tiny_imagenet.json
-# wsol compare tiny-imagenet/siamese-weight-map-lite0 --to results/weight_map_tiny_imagenet.json
+# python -m tools.mask_epochs cub/weight-map-lite0 --to results/weight_map_cub.json --limit 300
+# python -m tools.mask_epochs tiny-imagenet/weight-map-lite0 --to results/weight_map_tiny-imagenet.json --limit 300
 # ```
+
+
+# %%
+def photographs(name):
+    """Print the floors, CAM and the mask on one data set; return GT-known of each."""
+    cams = grid.read(f"cam_family_{name}")["cells"].values()
+    cam = next(c for c in cams if c["setting"]["stages.cam.args.variant"] == "cam")
+    mask = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
+    rows = [(title, floor, None) for title, floor in mask["floors"].items()]
+    rows += [(t, c["scores"], c["intervals"]["gt_known"]) for t, c in {"CAM": cam, "mask, method I": mask}.items()]
+    print(f"{mask['data']}, n = {mask['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
+    for title, scores, ends in rows:
+        line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
+        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
+    return {title: scores["gt_known"] for title, scores, _ in rows}
+
+
+# %%
+on_cub = photographs("cub")
+
+# %%
+on_tiny = photographs("tiny-imagenet")
+
+# %%
+assert on_cub["mask, method I"] > on_cub["best centred box"] + 5 > on_cub["CAM"] + 10
+
+# %% [markdown]
+# **On birds the mask wins by far**: by many points over CAM, and clearly above the best centred box, which no member of CAM's family was in chapter 03. Nobody asked it for a *class* here, only that the
+# classifier's answer stays, and birds are what the answer needs. **On Tiny-ImageNet it fails**: in our short run its best box is the whole frame, and CAM is far better.
 #
-# and the same for `cub/`. Whole pictures, GT-known with a cross-fitted threshold; MaxBoxAcc is an upper bound. One seed; the interval is over
-# pictures.
-
+# What stops it? Look at the epochs (GT-known here on 300 of the test pictures, measured by an observer):
 
 # %%
-def photographs(name, family):
-    """Floors, CAM and both masks on one data set; returns GT-known of each."""
-    cam = next(c for c in grid.read(family)["cells"].values() if c["setting"]["stages.cam.args.variant"] == "cam")
-    cells = {"CAM": cam}
-    for c in grid.read(name)["cells"].values():
-        source = c["setting"]["recipe"]
-        cells[
-            "mask, method II" if "siamese" in source else "mask, method I" if "weight-map" in source else "CAM of f"
-        ] = c
-    table = {title: floor | {"ends": None} for title, floor in cam["floors"].items()}
-    return table | {title: c["scores"] | {"ends": c["intervals"]["gt_known"]} for title, c in cells.items()}
+for name in ("cub", "tiny-imagenet"):
+    cell = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
+    print(cell["data"], "  kept by S: epoch", cell["kept_epochs"]["mask"])
+    for e in cell["epochs"]:
+        told = "   ".join(f"{key} {e[key]:.2f}" for key in ("invariance", "area", "completeness", "shown_area"))
+        print(f"  epoch {e['epoch']}   {told}   GT-known {e['gt_known']:.1f}")
+seen_there, seen_here = 100 * 5994, 8 * 1350  # pictures that g learned from on birds: epochs times pictures
+print(f"pictures seen by g on birds: paper {seen_there}, here {seen_here}, a factor of {seen_there / seen_here:.0f}")
 
-
-# %%
-def show(table):
-    print(f"{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc   n = {max(row['n'] for row in table.values())}")
-    for title, row in table.items():
-        line = f"{title:18} {row['max_box_acc']:9.1f} {row['gt_known']:8.1f}  "
-        print(line + (f"[{row['ends'][0]:.1f}, {row['ends'][1]:.1f}] {row['top1_loc']:9.1f}" if row["ends"] else ""))
-
-
-on_tiny = photographs("weight_map_tiny_imagenet", "cam_family_tiny-imagenet")
-show(on_tiny)
-
-# %%
-on_cub = photographs("weight_map_cub", "cam_family_cub")
-show(on_cub)
+# %% [markdown]
+# On birds the area falls from epoch to epoch, and GT-known climbs. The run did not arrive; the clock stopped it. S stays near one throughout and chooses little: in effect the guard did, which let no
+# epoch pass whose stretched masks show more than nine tenths of the frame. The oracle's epoch would have gained two or three points.
+#
+# On Tiny-ImageNet the area *rises*. The objects fill half of these small pictures already (see the full box), this f needs most of what it sees, and after some hundred steps the mask has learned to
+# hide nothing. Whether a longer run mends it is open: the paper trained for a thousand epochs there.
+#
+# Two things are still to be run, and are not in this chapter: method II on scenes and photographs, with its ablation (the paper's table 6), and longer runs of method I.
 
 # %% [markdown]
 # ## Where it breaks
@@ -646,7 +715,7 @@ assert on_animal[~quarter].mean() > on_animal[quarter].mean()
 
 # %% [markdown]
 # - **The mask explains f, not the world.** Landscape that f uses stays visible; parts of the animal that f does not need may go.
-# - **Dimming is cheap.** Contrast hardly moves a classifier, so a haze stays over everything for many steps. On photographs it never went away in our
+# - **A haze lingers.** g begins with one half everywhere, and it takes many steps to sink. On photographs it never went away in our
 #   short runs; scores and boxes must then stretch the mask first.
 # - **When to stop** decides the box, and $S$ only sees crumbs. It is blind to a compact mask in the wrong place.
 # - **One mask for all.** Several objects share it, and their boxes merge, as with CAM.
@@ -666,23 +735,15 @@ for name, row in published.items():
 
 
 # %%
-def crop(data_name):
-    """GT-known under the paper's crop: with its box rule, and with a cross-fitted threshold; with the best centred box."""
-    for c in grid.read("weight_map_crop")["cells"].values():
-        source, rule_text = c["setting"]["recipe"], c["setting"]["evaluate.args"]
-        if source.startswith(data_name):
-            title, ends = source.split("/")[1].removesuffix("-lite0"), c["intervals"]["gt_known"]
-            how = "tau .10" if rule_text == "{}" else "cross-fit"
-            floor = c["floors"]["best centred box"]["gt_known"]
-            print(f"{c['data']:18} {title:20} {how:10} {c['scores']['gt_known']:5.1f}  95% [{ends[0]:.1f}, {ends[1]:.1f}]"
-                  f"   best centred box {floor:.1f}   n = {c['n']}")  # fmt: skip
-
-
-crop("tiny-imagenet")
-crop("cub")
+for c in grid.read("weight_map_crop")["cells"].values():
+    ends, floor = c["intervals"]["gt_known"], c["floors"]["best centred box"]["gt_known"]
+    title = c["setting"]["recipe"].removesuffix("-lite0")
+    print(f"{title:26} GT-known {c['scores']['gt_known']:5.1f}  95% [{ends[0]:.1f}, {ends[1]:.1f}]"
+          f"   best centred box {floor:.1f}   n = {c['n']}")  # fmt: skip
 
 # %% [markdown]
-# TEXT-PUBLISHED
+# Under this crop, on 1,000 test pictures of each set, evenly spread, and with a cross-fitted threshold: on birds the mask stays far above the box in the middle, CAM does not reach it; on Tiny-ImageNet it is the other way round. The
+# paper's two methods lie *at* the best centred box of all 10,000 pictures, as chapter 02 computed. A mask that hides nothing cannot be told from them by its score alone.
 #
 # The full runs, with the paper's settings, are the recipes `cub/weight-map`, `cars/weight-map`, `flowers/weight-map` and
 # `tiny-imagenet/weight-map-resnet50`, and the same with `siamese-`. They need a GPU, the data and timm's weights; we have not run
@@ -711,7 +772,7 @@ crop("cub")
 #
 # ### Exercise 2: implement
 #
-# Dimming is free because f hardly minds a weaker contrast. Make it pay: write a term that is 0 for masks of zeros and ones, largest at one half, and a
+# A haze is neither shown nor hidden. Make it pay: write a term that is 0 for masks of zeros and ones, largest at one half, and a
 # mean over pixels. What does its gradient do to a haze at .3, and to one at .7? (cited: values of the exercise)
 #
 # <details><summary>Solution</summary>
@@ -751,4 +812,5 @@ crop("cub")
 #    outer one ties foregrounds of a class together. Alone, each has an empty optimum: all, nothing, or no matter which.
 # 2. **Stop in time.** The loss wants the part. The mask passes through the animal on its way there, and a score of compactness, guarded against haze, chooses the epoch without
 #    a label.
-# 3. **Judge the mask.** SUMMARY-3
+# 3. **Judge the mask.** Where the telling part is small, the mask's boxes are far above CAM and the floor; where it is large, the mask shrinks to the part and the advantage in boxes melts. Its pixels are about
+#    twice as good at every size. On birds it beats CAM and every floor; on Tiny-ImageNet our short run does not get off the ground. And whatever it shows is what *f* uses.

@@ -1,6 +1,6 @@
 """What equation 1 of the weight map says of masks that we know: the animal, its telling part, and others, on scenes.
 
-    python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 --vary data.options.part_size=0.2,0.5
+    python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2 --vary data.options.part_size=0.2,0.5
 
 The classifiers are those of `scenes/cam`; no mask is learned.
 """
@@ -8,7 +8,7 @@ The classifiers are those of `scenes/cam`; no mask is learned.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,6 @@ from torch import Tensor  # noqa: E402
 
 from wsol_lib import engine, grid  # noqa: E402
 from wsol_lib.data import load  # noqa: E402
-from wsol_lib.methods.cam import CAM  # noqa: E402
 from wsol_lib.methods.weight_map import invariance_loss  # noqa: E402
 
 GROW = 7  # pixels of the square by which the part is grown, so that its edge is seen
@@ -39,7 +38,7 @@ def masks_by_hand(animal: Tensor, part: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def judge(f: CAM, images: Tensor, mask: Tensor) -> dict[str, float]:
+def judge(f: Any, images: Tensor, mask: Tensor) -> dict[str, float]:
     """Means over pictures of both terms of equation 1, and per cent of the pictures that keep their name."""
     inputs = f.network.normalize(images)
     whole, masked = f.classify(inputs), f.classify(inputs * mask[:, None])  # [B,K]
@@ -62,7 +61,7 @@ def main(
     finished = {}
     for setting, recipe in grid.cells(["scenes/cam"], set_ or [], axes, [int(seed) for seed in seeds.split(",")]):
         result = engine.run(recipe, out)
-        scenes = load("scenes", "test", size=recipe.data.size, **recipe.data.options | {"n": n})
+        scenes: Any = load("scenes", "test", size=recipe.data.size, **recipe.data.options | {"n": n})
         images = torch.stack([scenes[i]["image"] for i in range(n)])  # [n,3,h,w]
         animal, part = (torch.from_numpy(masks).float() for masks in (scenes.masks, scenes.part_masks))
         found = {name: judge(result.localizer, images, mask) for name, mask in masks_by_hand(animal, part).items()}
