@@ -31,12 +31,19 @@
 # 3. **Judge the mask**: against CAM and the floors, where the cause is known and on photographs, and say what the mask *means*.
 
 # %%
+import importlib.util, subprocess, sys
+
+if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
+    source = "git+https://github.com/wsol-book/wsol-book"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", source])
+
 from wsol_lib import setup
 
 setup(seed=0)
 
 # %%
 import tempfile
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -44,9 +51,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsol_lib import backbones, boxes, data, engine, figures, grid, metrics
+from wsol_lib import backbones, boxes, data, engine, figures, grid, maps
 from wsol_lib.methods import weight_map
-from wsol_lib.methods.cam import CAM
 
 figures.style()
 
@@ -55,11 +61,12 @@ figures.style()
 #
 # Chapter 03 left us with this failure. In this world all six species share one body, and only a small part (a beak, a crest, a wing
 # bar) tells them apart. The recipe `scenes/weight-map` has two stages. We first take the first one alone: a classifier f,
-# trained on image labels.
+# trained on image labels. (Two thirds of the recipe's pictures must do here, so that the chapter runs in two minutes.)
 
 # %%
-small = ["data.options.families=1", "data.options.classes=6", "data.options.part_size=0.2"]
-recipe = engine.load_recipe("scenes/weight-map", small)
+knobs = ["data.options.families=1", "data.options.classes=6", "data.options.part_size=0.2"]
+small = ["data.options.n=2000", "evaluate.options.n=300"]
+recipe = engine.load_recipe("scenes/weight-map", knobs + small)
 print([(stage.name, stage.method, stage.epochs, stage.needs) for stage in recipe.stages])
 
 # %% tags=["nbval-ignore-output"]
@@ -74,7 +81,7 @@ assert cam_scores["top1_cls"] > 75 and cam_scores["gt_known"] < 40
 
 # %% tags=["nbval-ignore-output"]
 rule = engine.make_protocol(recipe.evaluate)
-scenes = data.load("scenes", "test", size=64, **{**recipe.data.options, "n": 300})
+scenes = data.load("scenes", "test", size=64, **recipe.data.options | recipe.evaluate.options)
 chosen = [4, 14, 16, 24, 27, 38, 41, 60]
 pictures = torch.stack([scenes[i]["image"] for i in chosen])  # [8,3,64,64]
 labels = scenes.labels[chosen]  # [8]
@@ -125,7 +132,7 @@ plt.show()
 
 # %% [markdown]
 # And what does f say? Its whole answer is a vector of probabilities, so we compare vectors: the cross-entropy D of what f says
-# of the masked picture, with what it says of the whole picture as the target. That is the first term of the method's equation 1.
+# of the masked picture, with what it says of the whole picture as the target. That is the first term of the method's equation 1. The second is the area of the mask.
 
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
@@ -134,16 +141,49 @@ with torch.no_grad():
 name = whole.argmax()
 D = -(whole.softmax(1) * through.log_softmax(1)).sum(1)  # [7]
 for title, d, p, m in zip(by_hand, D, through.softmax(1)[:, name], masks, strict=True):
-    print(f"{title:15} D {d:5.2f}   p(named class) {p:.2f}   area {m.mean():.2f}")
+    print(f"{title:15} D {d:5.2f}   p(named class) {p:.2f}   area {m.mean():.2f}   D + area {d + m.mean():.2f}")
 assert D[0] < D[3] and D[2] < D[3] and D[0] < D[6]
 
 # %% [markdown]
-# Read it row by row, for the whole chapter is in this table.
+# One picture may mislead. The same masks on 300 test pictures, for five classifiers and for telling parts of three sizes:
 #
-# - Hide **all but the part**: the answer stays. Hide **the part alone**: it is gone. The classifier needs the part and nothing else, and an honest
-#   method that asks only this *must* end there.
-# - **All, at half contrast**: hardly a change. A mask that dims everything alike is nearly free. It will be the first thing a network learns to do.
-# - **Nothing** costs a lot, but not everything: even a grey picture gets an answer.
+# ```
+# python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 --set data.options.families=1 \
+#     --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
+# ```
+
+# %%
+size_key, sizes = "data.options.part_size", ("0.2", "0.35", "0.5")
+hand = {}  # (size, mask) -> [D, area, per cent that keep their name] a seed
+for c in grid.read("weight_map_by_hand")["cells"].values():
+    for title, found in c["by_hand"].items():
+        row = [found["invariance"], found["area"], found["kept"]]
+        hand.setdefault((c["setting"][size_key], title), []).append(row)
+cost = {key: np.array(rows)[:, :2].sum(1) for key, rows in hand.items()}  # D + area, [seeds]
+
+# %%
+for key, rows in hand.items():
+    d, area, kept = np.mean(rows, 0)
+    print(f"part {key[0]:4} {key[1]:15} D {d:.2f}   area {area:.2f}   D + area {cost[key].mean():.2f}"
+          f" ± {grid.half_width(cost[key]):.2f}   name kept {kept:3.0f} of 100")  # fmt: skip
+for size in sizes:
+    dearer = cost[size, "part"] - cost[size, "animal"]
+    print(f"part {size:4} the part costs more than the animal by {dearer.mean():.2f} ± {grid.half_width(dearer):.2f}")
+
+# %%
+for size in sizes:
+    assert min(cost[size, title].mean() for title in by_hand) == cost[size, "animal"].mean()
+edge = [(cost[size, "part"] - cost[size, "animal"]).mean() for size in sizes]
+assert edge[0] > edge[1] > edge[2] > 0
+
+# %% [markdown]
+# The whole chapter is in this table. Read it slowly.
+#
+# - **All but part** costs most: hide the telling part and the name is gone, though nearly everything else is visible. The classifier looks where we thought.
+# - **The animal** is the cheapest of all. This is why the method can work: with a price on area, the mask of the object *is* the best of those we can think of.
+# - **The part** alone has the smaller area, but f is not at ease with it: it was trained on parts that sit on animals. How uneasy it is depends on the part. The last three lines have the
+#   difference: where the part is small it is large, and where the part is large it is a quarter of that. There the loss hardly cares which of the two the mask shows. Keep this in mind.
+# - **All, at half contrast** costs a lot as well. A mask that dims everything is no way out.
 #
 # ## Equation 1: keep the answer, pay for the area
 #
@@ -201,7 +241,7 @@ with torch.no_grad():
     print({name: tuple(m.shape[1:]) for name, m in g.encoder(pictures).items()})
     fresh = g(pictures)  # [8,64,64]
 print(len(g.decoder), "blocks ->", tuple(fresh.shape))
-assert len(g.decoder) == 5 and fresh.shape == (8, 64, 64) and 0 < fresh.min() and fresh.max() < 1
+assert len(g.decoder) == 5 and fresh.shape == (8, 64, 64) and fresh.min() > 0 and fresh.max() < 1
 
 # %% [markdown]
 # One loss of a batch, by hand and by the library. Mind two details. f stays in *eval mode*: its batch norms must not adapt to masked
@@ -253,36 +293,39 @@ assert weight_map.completeness(torch.full((8, 8), 0.3)) == 1 and weight_map.comp
 # ## Train, and watch
 #
 # The second stage of the recipe trains g. A tenth of the *training* pictures is held out, and after each epoch $S$ is averaged over their
-# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, and keeps
-# the masks of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
+# masks. To see what the score cannot see, we let an observer look on: after each epoch it measures GT-known on 300 test pictures, scores their masks once they are *stretched* to the
+# full range (why, we shall see), and keeps those of our eight. **It may look, but it has no say**: choosing the epoch by it would be choosing on the test boxes.
 
 
 # %%
 class Observer(engine.Callback):
-    """Looks on after each epoch: GT-known on test pictures, and the masks of eight."""
+    """Looks on after each epoch: GT-known and S of stretched masks on test pictures, and the masks of eight."""
 
     def __init__(self):
-        self.gt_known, self.masks = [], []
+        self.gt_known, self.stretched, self.masks = [], [], []
 
     def after_epoch(self, epoch, localizer, history):
         judge = engine.evaluate(localizer, scenes, rule, progress=False)
         self.gt_known.append(judge.compute().gt_known)
+        all_masks = engine.localize(localizer, scenes, progress=False).maps
+        self.stretched.append(weight_map.completeness(maps.normalize(all_masks)).mean().item())
         self.masks.append(localizer.localize(pictures).maps)
 
 
 # %% tags=["nbval-ignore-output"]
 observer = Observer()
-trained = engine.run(recipe, folder.name, progress=False, callbacks={"mask": [observer]})
+with warnings.catch_warnings(record=True) as said:
+    trained = engine.run(recipe, folder.name, progress=False, callbacks={"mask": [observer]})
+print(*[warning.message for warning in said], sep="\n")
 history = trained.histories["mask"]
 for epoch, gt_known in zip(history.epochs, observer.gt_known, strict=True):
     told = "   ".join(f"{key} {epoch[key]:.2f}" for key in ("invariance", "area", "completeness"))
     print(f"epoch {epoch['epoch']}   {told}   GT-known {gt_known:.1f}")
-print("kept by S: epoch", history.kept_epoch)
 
 # %%
 losses = history.losses()
 assert np.mean(losses[-20:]) < np.mean(losses[:20])
-assert history.epochs[-1]["shown_area"] < history.epochs[0]["map_area"]
+assert history.epochs[-1]["area"] < history.epochs[0]["area"]
 
 # %% [markdown]
 # The loss falls to the end. Localization does not rise to the end. Move through the epochs:
@@ -295,13 +338,479 @@ for masks in observer.masks:
     plt.close(frame)
 figures.slider(
     frames, [f"after epoch {epoch}" for epoch in range(len(frames))], title="epoch",
-    alt="The masks of eight scenes after one epoch: first a haze over everything, then shapes that cover the animals, at last a small spot on "
-    "the telling part, or all of the landscape.",
+    alt="The masks of eight scenes after one epoch: first a haze over everything, then bright shapes on animals and other striking things "
+    "in front of a fainter haze.",
 )  # fmt: skip
 
 # %% [markdown]
-# This is the paper's **over-segmentation**. First a haze: dimming is nearly free, as the table by hand foretold. Then the haze lifts where nothing is
-# needed, and shapes of animals stand out. Then the shapes shrink, for the loss pays for every pixel that can go, and only the part cannot. Nothing has gone wrong
-# with the optimisation. *The loss wants the part.* The animal is a stage on the way.
+# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes shrink, for the loss pays for every pixel that can go. This is the
+# paper's **over-segmentation**. The table by hand says how far it will go: where the part costs little more than the animal, little holds the mask at the animal's outline. So the epoch is not a
+# detail. It is half of the method.
+
+# %% [markdown]
+# ## Which epoch?
 #
-# So the epoch is not a detail. It is half of the method.
+# $S$ has a trap, we saw: a haze that is the same everywhere has the best score. So an epoch counts only if its masks do not
+# *show* the whole frame: the part of the frame above a tenth of the maximum must lie between 5 and 90 per cent (cited: a guard of ours; the paper names none).
+# Of the epochs that pass, the one with the largest mean $S$ is kept.
+
+# %% mystnb={"image": {"alt": "Left: S and the shown area on held-out training pictures, both near one, and S of stretched masks on test pictures, which is highest in the first epoch; right: GT-known on test pictures, lowest in the first epoch."}} tags=["nbval-ignore-output"]
+columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completeness", "shown_area")}
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+for (key, values), marker in zip(columns.items(), "os", strict=True):
+    left.plot(values, marker=marker, label=key)
+left.plot(observer.stretched, marker="^", label="completeness, stretched")
+left.axhline(0.9, color="grey", linestyle=":")
+left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05))
+left.legend(loc="lower left")
+right.plot(observer.gt_known, marker="o", color="black")
+kept = len(history.epochs) - 1 if history.kept_epoch is None else history.kept_epoch  # None: the last one
+right.axvline(kept, color="grey", linestyle="--", label="kept")
+right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None))
+right.legend()
+plt.show()
+
+# %% [markdown]
+# Two failures in one picture. The paper's $S$, of masks as they are, is stuck at one: a haze lies above a tenth of the maximum nearly all over the frame. The box of equation 5 *is* the frame, and catches
+# everything. So no epoch passes the guard, and the last one stays. The authors' later code stretches each mask to the full range first, and an even haze is gone. But that curve (key `stretch` of
+# the callback) is best where localization is worst, in the first epoch, when the stretched haze makes one big piece.
+
+# %% [markdown]
+# Is that luck? The same with five seeds and three sizes of the part; each epoch was measured on 500 test pictures, and the observer had no say. The *oracle* takes the best epoch
+# of each run by those very pictures. It is an upper bound, and a flattering one: the best of eight noisy numbers.
+#
+# ```
+# python -m tools.mask_epochs scenes/weight-map --to results/weight_map_part_size.json --seeds 0,1,2,3,4 \
+#     --set data.options.families=1 --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
+# ```
+
+# %%
+watched = [c for c in grid.read("weight_map_part_size")["cells"].values() if "epochs" in c]
+curves = {}
+for c in watched:
+    curve = np.array([epoch["gt_known"] for epoch in c["epochs"]])
+    kept = c["kept_epochs"]["mask"]
+    row = [curve.max(), curve[-1 if kept is None else kept], curve[0], curve[-1]]
+    curves.setdefault(c["setting"][size_key], []).append(row)
+    print(
+        f"part {c['setting'][size_key]:4}  seed {c['seed']}  kept {kept!s:4}  oracle {curve.argmax()}   {curve.round(0)}"
+    )
+
+# %%
+for size, rows in curves.items():
+    oracle, kept, first, last = np.array(rows).T  # [5] each
+    gap = oracle - kept
+    print(f"part {size:4}  oracle {oracle.mean():.1f}   kept {kept.mean():.1f}   gap {gap.mean():.1f} ± "
+          f"{grid.half_width(gap):.1f}   first epoch {first.mean():.1f}   last epoch {last.mean():.1f}")  # fmt: skip
+
+# %% [markdown]
+# (These runs used the paper's $S$, of masks as they are.) **S does not find the oracle's epoch.** At the smallest part the gap is a few points. Some of it is the oracle's luck, for it picks the best of
+# eight noisy numbers. But simply training to the end is as good. At the larger parts the gap is wide: look at the rows with `None`. No epoch passed the guard, so the last one was kept. Two causes.
+#
+# 1. *Haze*, as above. Then S says nothing.
+# 2. *Blindness.* S counts crumbs. A mask that has shrunk to a compact *part* is in one piece, and has the best score there is.
+#
+# And the larger the part, the sooner the shrinking, as the table by hand foretold: there the part costs little more than the animal.
+
+# %%
+best = {size: np.array(rows)[:, 0].mean() for size, rows in curves.items()}
+left_over = {size: np.array(rows)[:, 1].mean() for size, rows in curves.items()}
+assert best["0.35"] - left_over["0.35"] > 2 and best["0.5"] - left_over["0.5"] > 2
+
+# %% [markdown]
+# ## The claim, tested
+#
+# Does a mask draw the animal where CAM draws the part? The knob is the size of the telling part, as in chapter 03; the same
+# classifier f stands behind CAM and behind the mask, seed by seed. Protocol `wsolevaluation` at the 64 pixels of the scenes, 1,000 test
+# pictures, cross-fitted threshold, epoch kept by $S$. The world knows every pixel of its animals, so there is a second score: **PxAP**,
+# the area under the pixel precision-recall curve. (pIoU, the best pixel IoU over thresholds, chooses its threshold on the test pictures: an upper bound.)
+#
+# ```
+# wsol compare scenes/cam --to results/weight_map_part_size.json (the options of the command above)
+# ```
+
+
+# %%
+def read(name, **setting):
+    """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
+    cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
+    floor, names = [c["floors"]["centred Gaussian"] for c in cells], ("gt_known", "pxap", "piou")
+    scores = {name: np.array([c["scores"][name] for c in cells]) for name in names}
+    return scores | {f"floor {name}": np.array([f[name] for f in floor]) for name in names}
+
+
+# %%
+def tell(title, found, before=""):
+    scores = [f"{before}{name}" for name in ("gt_known", "pxap", "piou")]
+    told = [f"{found[name].mean():5.1f} ± {grid.half_width(found[name]):4.1f}" for name in scores]
+    print(f"{title:24} GT-known {told[0]}   PxAP {told[1]}   pIoU {told[2]}   {len(found['gt_known'])} seeds")
+
+
+claim = {}
+for size in sizes:
+    for title, name in {"CAM": "scenes/cam", "mask, method I": "scenes/weight-map"}.items():
+        claim[title, size] = read("weight_map_part_size", recipe=name, **{size_key: size})
+        tell(f"part {size}  {title}", claim[title, size])
+    tell(f"part {size}  floor", claim["CAM", size], "floor ")
+
+# %% mystnb={"image": {"alt": "GT-known and PxAP of CAM, the mask and the floor over the size of the telling part; values as printed above."}}
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+for axis, (score, label) in zip(axes, {"gt_known": "GT-known", "pxap": "PxAP"}.items(), strict=True):
+    series = {title: [claim[title, size][score] for size in sizes] for title in ("CAM", "mask, method I")}
+    series["floor"] = [claim["CAM", size][f"floor {score}"] for size in sizes]
+    for (title, rows), marker in zip(series.items(), "os^", strict=True):
+        spread = [grid.half_width(row) for row in rows]
+        axis.errorbar(sizes, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
+    axis.set(xlabel="part_size", ylabel=f"{label}, per cent", ylim=(0, None))
+axes[0].legend()
+plt.show()
+
+# %%
+for size in sizes:
+    for score in ("gt_known", "pxap"):
+        gain = claim["mask, method I", size][score] - claim["CAM", size][score]
+        print(f"part {size}  {score:9} mask minus CAM {gain.mean():5.1f} ± {grid.half_width(gain):.1f}")
+        assert gain.mean() > grid.half_width(gain) or (score == "gt_known" and size != "0.2")
+
+# %% [markdown]
+# Read it by score.
+#
+# - **GT-known at the smallest part**: the mask is far above CAM and the floor, which CAM is not. The claim holds where it was made.
+# - **GT-known at larger parts**: the advantage melts, for by the kept epoch the mask *is* the part. The oracle's epochs, in the table before, were better than CAM at every size. The
+#   method had the animal in its hands and let it go.
+# - **PxAP** does not care about boxes, only whether what is shown is animal. There the mask wins at every size, and by much: its edges are drawn on the grid of the picture, not on eight by eight cells.
+
+# %% [markdown]
+# ### The price, taken away and put back
+#
+# What does R do? The paper's first ablation takes it away. We do the same at the smallest part, five seeds. (Two epochs are enough to see it.)
+#
+# ```
+# wsol compare scenes/weight-map --to results/weight_map_ablation.json (the options above, part_size=0.2) \
+#     --set stages.mask.epochs=2 --vary "stages.mask.args={area: 0}"
+# ```
+
+# %%
+free = read("weight_map_ablation", **{"stages.mask.args": "{area: 0}"})
+tell("without the price", free)
+tell("with it", claim["mask, method I", "0.2"])
+tell("floor", free, "floor ")
+assert free["pxap"].mean() < claim["mask, method I", "0.2"]["pxap"].mean()
+
+# %% [markdown]
+# Worse, but not as bad as one might expect of a loss whose best mask is all ones. Look at what such a mask does, live on our 300 pictures:
+
+# %% tags=["nbval-ignore-output"]
+no_price = ["stages.mask.args={area: 0}", "stages.mask.epochs=2", "stages.mask.callbacks=[]"]
+freed = engine.run(engine.load_recipe("scenes/weight-map", knobs + small[:2] + no_price), folder.name, progress=False)
+inside = torch.from_numpy(scenes.masks)  # [300,64,64]
+for title, result in {"without": freed, "with": trained}.items():
+    found = engine.localize(result.localizer, scenes, progress=False).maps
+    print(
+        f"{title:8} the price: weight on the animal {found[inside].mean():.2f}, elsewhere {found[~inside].mean():.2f}"
+    )
+
+# %% [markdown]
+# **D lifts the weights where the answer comes from; R sinks the rest.** Without R the rest stays where it began, near one half: neither shown nor hidden. A
+# threshold that is fitted to the masks still finds the animal in that relief. The box rule of equation 5 would show the whole frame.
+
+# %% [markdown]
+# ## Method II: no names, only "same" and "other"
+#
+# Method I asks f for a name. The second method asks for less: that pictures of one class lie *near* one another. Its f is an
+# embedding, trained on triplets of an anchor, a positive of the same class and a negative of another (equation 2):
+#
+# $$\max\big(\lVert f(I_a) - f(I_p) \rVert - \lVert f(I_a) - f(I_n) \rVert + 1,\ 0\big).$$
+#
+# The distance is plain, not squared. Three points in the plane are enough to check it.
+
+# %%
+anchor, positive, negative = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[0.0, 5.5]]])  # [1,2] each
+near, far = (anchor - positive).norm(), (anchor - negative).norm()
+print(f"max({near} - {far} + 1, 0) = {max(near - far + 1, torch.zeros(())):.2f}")
+assert torch.isclose(weight_map.outer_triplet(anchor, positive, negative), torch.tensor(0.5))
+assert weight_map.outer_triplet(anchor, negative, positive + 10) == 0
+
+# %% [markdown]
+# The root hides a trap. Its slope at zero is infinite, and a foreground *equals* its picture whenever the mask is all ones. Then the gradient is not a number, and
+# the training is lost. A speck inside the root heals it.
+
+# %%
+same = torch.ones(1, 2, requires_grad=True)
+bare = (same - torch.ones(1, 2)).square().sum().sqrt()
+(broken,) = torch.autograd.grad(bare, same)
+(healed,) = torch.autograd.grad(weight_map.distance(same, torch.ones(1, 2)).sum(), same)
+print("bare root", broken.tolist(), "  with eps", healed.tolist())
+assert broken.isnan().all() and (healed == 0).all()
+
+# %% [markdown]
+# The mask cuts each picture in two, a foreground $J^f = M \odot I$ and a background $J^b = (1 - M) \odot I$. Two wishes follow.
+#
+# - **Inner** (equation 3): the whole anchor should lie nearer to its own foreground than to its background. *The foreground tells what the picture is; the background does not.*
+# - **Outer** (equation 4): the foreground of the anchor should lie nearer to the foreground of its positive than to that of its negative. *What two herons share
+#   is the heron.*
+#
+# Below are both, with an embedding that is just the mean colour. The "pictures" are one row of four pixels: an animal of the class's colour on two of
+# them, and grass (green) on the rest.
+
+# %%
+red, green, blue = 0, 1, 2
+colours = [[red, red, green, green], [green, red, red, green], [blue, blue, green, green]]
+rows = torch.eye(3)[torch.tensor(colours)]  # [3,4,3]: anchor, positive, negative
+right = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0]]).float()[..., None]  # [3,4,1]
+
+
+def embed(row):
+    return row.mean(1)  # [N,4,3] -> [N,3]
+
+
+for title, m in {"animal": right, "grass": 1 - right, "all": torch.ones_like(right)}.items():
+    a, p, n = embed(rows * m).split(1)  # the foregrounds
+    inner = weight_map.inner_triplet(embed(rows[:1]), a, embed(rows[:1] * (1 - m[:1])))
+    print(f"{title:7} inner {inner:.3f}   outer {weight_map.outer_triplet(a, p, n):.3f}")
+
+# %% [markdown]
+# Look at the column *inner*. Animal and grass cost the same: to this embedding each is half of the picture. And "all" costs least. The inner term
+# alone does not know what is foreground. The column *outer* does: grass is the worst, for it is the same in both classes. It
+# cannot tell the animal from the whole, though. The area term can. **Each of the three terms is blind to something that another one sees.**
+
+# %%
+a, p, n = embed(rows * right).split(1)
+grass = [weight_map.outer_triplet(*embed(rows * (1 - right)).split(1)), weight_map.outer_triplet(a, p, n)]
+assert grass[0] > grass[1]
+
+# %% [markdown]
+# An anchor now needs three passes through g and five through f: whole, foreground and background of the anchor, foregrounds of the
+# other two. In the library it is one batch through each. The view `Triplets` draws the partners, a function of seed, epoch and
+# index, so that a run that was killed goes on with the same.
+#
+# One thing is missing. This f has no classes, so it cannot name anything, but Top-1 Loc wants a name. The paper prints the same Top-1 accuracy for both
+# methods, to the second decimal; so it evidently borrowed the classifier of method I. The recipe `scenes/siamese-weight-map` says it plainly: its last stage `needs`
+# both.
+
+# %%
+siamese = engine.load_recipe("scenes/siamese-weight-map")
+for stage in siamese.stages:
+    print(f"{stage.name:10} {stage.method:20} needs {stage.needs}")
+assert siamese.stages[-1].needs == {"embedding": "embedding", "classifier": "cam"}
+
+# %% [markdown]
+# ## Real photographs
+#
+# The encoder of g and the features of f are EfficientNet-Lite0 of ImageNet; the head of f is a logistic regression fitted to the training pictures that g learns from, hardly penalised. The
+# paper's f was trained for hundreds of epochs on those very pictures and is as sure of them. (It pays in Top-1 Loc: few pictures make a poor classifier.)
+#
+# First live, on two pictures of each class, for one short epoch. That is far too little; it is here to be seen at work.
+
+# %% tags=["needs:tiny-imagenet", "nbval-ignore-output"]
+short = ["data.options.per_class=2", "stages.mask.epochs=1", "evaluate.limit=200", "stages.mask.workers=0",
+         "stages.mask.callbacks=[]", "stages.mask.hold_out=0"]  # fmt: skip
+tiny_recipe = engine.load_recipe("tiny-imagenet/weight-map-lite0", short)
+quick = engine.run(tiny_recipe, folder.name, progress=False)
+low, high = quick.results["intervals"]["gt_known"]
+print(f"GT-known {quick.results['scores']['gt_known']:.1f}  95% [{low:.1f}, {high:.1f}], n = {quick.results['n']}")
+print({name: round(floor["gt_known"], 1) for name, floor in quick.results["floors"].items()})
+
+# %% tags=["needs:tiny-imagenet"]
+tiny_losses = quick.histories["mask"].losses()
+assert np.mean(tiny_losses[-5:]) < np.mean(tiny_losses[:5])
+
+# %% tags=["needs:tiny-imagenet", "nbval-ignore-output"]
+tiny = data.load("tiny-imagenet", "val", size=224)
+rows = torch.linspace(0, len(tiny) - 1, 8).long().tolist()
+photos, truth = torch.stack([tiny[i]["image"] for i in rows]), tiny.labels[rows]
+said = {"mask": quick.localizer.localize(photos).maps, "CAM": quick.stages["cam"].localize(photos, truth).maps}
+figures.gallery(
+    photos.repeat(2, 1, 1, 1), maps=[m for maps_of in said.values() for m in maps_of], columns=8,
+    boxes=[tiny[i]["boxes"] for i in rows] * 2, titles=[name for name in said for _ in rows],
+    alt="Eight photographs of Tiny-ImageNet, above with the mask after one short epoch, below with CAM, and the true box. The masks follow "
+    "outlines, of the object and of other striking things; CAM is a blob.",
+)  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# And the runs that count, each under half an hour on two cores: all training birds of CUB-50, and 15 pictures of each class of Tiny-ImageNet. Whole pictures, GT-known with a
+# cross-fitted threshold on *all* test pictures (MaxBoxAcc is an upper bound). One seed; the interval is over pictures. The epoch was kept by S of *stretched* masks, for here a haze stays.
+#
+# ```
+# python -m tools.mask_epochs cub/weight-map-lite0 --to results/weight_map_cub.json --limit 300
+# python -m tools.mask_epochs tiny-imagenet/weight-map-lite0 --to results/weight_map_tiny-imagenet.json --limit 300
+# ```
+
+
+# %%
+def photographs(name):
+    """Print the floors, CAM and the mask on one data set; return GT-known of each."""
+    cams = grid.read(f"cam_family_{name}")["cells"].values()
+    cam = next(c for c in cams if c["setting"]["stages.cam.args.variant"] == "cam")
+    mask = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
+    rows = [(title, floor, None) for title, floor in mask["floors"].items()]
+    rows += [(t, c["scores"], c["intervals"]["gt_known"]) for t, c in {"CAM": cam, "mask, method I": mask}.items()]
+    print(f"{mask['data']}, n = {mask['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
+    for title, scores, ends in rows:
+        line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
+        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
+    return {title: scores["gt_known"] for title, scores, _ in rows}
+
+
+# %%
+on_cub = photographs("cub")
+
+# %%
+on_tiny = photographs("tiny-imagenet")
+
+# %%
+assert on_cub["mask, method I"] > on_cub["best centred box"] + 5 > on_cub["CAM"] + 10
+
+# %% [markdown]
+# **On birds the mask wins by far**: by many points over CAM, and clearly above the best centred box, which no member of CAM's family was in chapter 03. Nobody asked it for a *class* here, only that the
+# classifier's answer stays, and birds are what the answer needs. **On Tiny-ImageNet it fails**: in our short run its best box is the whole frame, and CAM is far better.
+#
+# What stops it? Look at the epochs (GT-known here on 300 of the test pictures, measured by an observer):
+
+# %%
+for name in ("cub", "tiny-imagenet"):
+    cell = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
+    print(cell["data"], "  kept by S: epoch", cell["kept_epochs"]["mask"])
+    for e in cell["epochs"]:
+        told = "   ".join(f"{key} {e[key]:.2f}" for key in ("invariance", "area", "completeness", "shown_area"))
+        print(f"  epoch {e['epoch']}   {told}   GT-known {e['gt_known']:.1f}")
+seen_there, seen_here = 100 * 5994, 8 * 1350  # pictures that g learned from on birds: epochs times pictures
+print(f"pictures seen by g on birds: paper {seen_there}, here {seen_here}, a factor of {seen_there / seen_here:.0f}")
+
+# %% [markdown]
+# On birds the area falls from epoch to epoch, and GT-known climbs. The run did not arrive; the clock stopped it. S stays near one throughout and chooses little: in effect the guard did, which let no
+# epoch pass whose stretched masks show more than nine tenths of the frame. The oracle's epoch would have gained two or three points.
+#
+# On Tiny-ImageNet the area *rises*. The objects fill half of these small pictures already (see the full box), this f needs most of what it sees, and after some hundred steps the mask has learned to
+# hide nothing. Whether a longer run mends it is open: the paper trained for a thousand epochs there.
+#
+# Two things are still to be run, and are not in this chapter: method II on scenes and photographs, with its ablation (the paper's table 6), and longer runs of method I.
+
+# %% [markdown]
+# ## Where it breaks
+#
+# The mask shows what *f uses*. Where f looks at the landscape, so does the mask. Below are test pictures with the *smallest* animals, on which
+# our f can hardly see the telling part:
+
+# %% tags=["nbval-ignore-output"]
+extent = torch.from_numpy(scenes.masks).flatten(1).float().mean(1)  # [300], part of the frame
+tiny_ones = extent.argsort()[:8].tolist()
+little = torch.stack([scenes[i]["image"] for i in tiny_ones])
+figures.gallery(
+    little, maps=trained.localizer.localize(little).maps, boxes=[scenes[i]["boxes"] for i in tiny_ones], columns=4,
+    alt="Eight scenes whose animals are a few pixels large, with their masks. Most masks lie on trees, water or sky, not on the animal.",
+)  # fmt: skip
+plt.show()
+
+# %% tags=["nbval-ignore-output"]
+answers = trained.localizer.localize(torch.stack([scenes[i]["image"] for i in range(300)]))
+on_animal = (answers.maps * torch.from_numpy(scenes.masks)).sum((1, 2)) / answers.maps.sum((1, 2))  # [300]
+quarter = extent <= extent.quantile(0.25)
+named = answers.logits.argmax(1) == scenes.labels
+for title, some in {"smallest quarter": quarter, "the others": ~quarter}.items():
+    print(f"{title:17} classes {100 * named[some].double().mean():.0f}   part of the mask's weight on the animal "
+          f"{on_animal[some].mean():.2f}   the animal's part of the frame {extent[some].mean():.2f}")  # fmt: skip
+assert on_animal[~quarter].mean() > on_animal[quarter].mean()
+
+# %% [markdown]
+# - **The mask explains f, not the world.** Landscape that f uses stays visible; parts of the animal that f does not need may go.
+# - **A haze lingers.** g begins with one half everywhere, and it takes many steps to sink. On photographs it never went away in our
+#   short runs; scores and boxes must then stretch the mask first.
+# - **When to stop** decides the box, and $S$ only sees crumbs. It is blind to a compact mask in the wrong place.
+# - **One mask for all.** Several objects share it, and their boxes merge, as with CAM.
+#
+# ## Published, and ours
+#
+# The paper's numbers are for whole training sets, long training and networks of its own, under its own crop: pictures resized to 256, the middle
+# 224 cut out, boxes clipped; threshold a tenth of the maximum. Under *that* crop a fixed box in the middle is strong.
+
+# %%
+published = {  # Shaharabany and Wolf (2021), tables 1 and 3: GT-known
+    "Tiny-ImageNet": {"CAM": 54.56, "infoCAM+": 57.71, "method I": 60.21, "method II": 60.41},
+    "CUB": {"method I": 82.85, "method II": 83.03},
+}
+for name, row in published.items():
+    print(f"{name:14} paper: {row}")
+
+
+# %%
+for c in grid.read("weight_map_crop")["cells"].values():
+    ends, floor = c["intervals"]["gt_known"], c["floors"]["best centred box"]["gt_known"]
+    title = c["setting"]["recipe"].removesuffix("-lite0")
+    print(f"{title:26} GT-known {c['scores']['gt_known']:5.1f}  95% [{ends[0]:.1f}, {ends[1]:.1f}]"
+          f"   best centred box {floor:.1f}   n = {c['n']}")  # fmt: skip
+
+# %% [markdown]
+# Under this crop, on 1,000 test pictures of each set, evenly spread, and with a cross-fitted threshold: on birds the mask stays far above the box in the middle, CAM does not reach it; on Tiny-ImageNet it is the other way round. The
+# paper's two methods lie *at* the best centred box of all 10,000 pictures, as chapter 02 computed. A mask that hides nothing cannot be told from them by its score alone.
+#
+# The full runs, with the paper's settings, are the recipes `cub/weight-map`, `cars/weight-map`, `flowers/weight-map` and
+# `tiny-imagenet/weight-map-resnet50`, and the same with `siamese-`. They need a GPU, the data and timm's weights; we have not run
+# them. The paper's own code could not be read, so all of this chapter is a reconstruction from its text. What the text leaves open (momentum, the sampling of triplets, their prices,
+# widths of the decoder, the pictures for $S$) is said in the recipes and in `wsol_lib/methods/weight_map.py`.
+#
+# ## Exercises
+#
+# ### Exercise 1: predict
+#
+# Train with a *hard* target, the named class alone, in place of the vector. For a picture on which f is torn between two classes, what
+# may the mask now do that it could not do before? Predict, then look at the loss of `by_hand["part"]` under both.
+#
+# <details><summary>Solution</summary>
+#
+# It may *decide*. A soft target must keep the doubt: evidence for the second class has to stay visible as well. A hard target asks for the first class only, so whatever speaks for
+# the second may be hidden, and it pays to hide it: the loss can fall *below* that of the whole picture. The floor of a soft target is the entropy of f's answer; the floor of a hard one is zero.
+#
+# ```python
+# with torch.no_grad():
+#     for target in ("soft", "hard"):
+#         print(target, [weight_map.invariance_loss(whole, through[i : i + 1], target).item() for i in (0, 2)])
+# ```
+#
+# </details>
+#
+# ### Exercise 2: implement
+#
+# A haze is neither shown nor hidden. Make it pay: write a term that is 0 for masks of zeros and ones, largest at one half, and a
+# mean over pixels. What does its gradient do to a haze at .3, and to one at .7? (cited: values of the exercise)
+#
+# <details><summary>Solution</summary>
+#
+# `4 * (mask * (1 - mask)).mean()` will do. Its slope is $4 (1 - 2M)$: descent pushes a weight below one half towards 0 and one above it towards 1. So a haze at 0.3 (cited: of the exercise) clears, and one at
+# 0.7 (cited: of the exercise) *hardens* into "everything is visible". The term sharpens what the mask already leans to; it does not know what is right.
+#
+# ```python
+# class Crisp(weight_map.WeightMap):
+#     def losses(self, batch):
+#         mask = self.mask(batch["image"])
+#         return super().losses(batch) | {"crisp": 4 * (mask * (1 - mask)).mean()}
+# ```
+#
+# </details>
+#
+# ### Exercise 3: investigate
+#
+# Does the mask follow the landscape because it *can*? Train at `context_bias=0`, where habitat and species are independent, and at 1. Where does the
+# mask's weight lie?
+#
+# <details><summary>Solution</summary>
+#
+# ```
+# wsol compare scenes/weight-map scenes/cam --to context.json --seeds 0,1,2 --set data.options.families=1 \
+#     --set data.options.classes=6 --vary data.options.context_bias=0,0.5,1
+# ```
+#
+# At 1 the landscape is all that f needs, and a mask that keeps the answer keeps the landscape. At 0 it says nothing about the class, and showing it only costs. A
+# mask can be no better than the reasons of its classifier.
+#
+# </details>
+#
+# ## Summary
+#
+# 1. **Write the losses.** Invariance keeps the classifier's answer, area makes hiding pay; the inner triplet parts foreground from background, the
+#    outer one ties foregrounds of a class together. Alone, each has an empty optimum: all, nothing, or no matter which.
+# 2. **Stop in time.** The loss wants the part. The mask passes through the animal on its way there, and a score of compactness, guarded against haze, chooses the epoch without
+#    a label.
+# 3. **Judge the mask.** Where the telling part is small, the mask's boxes are far above CAM and the floor; where it is large, the mask shrinks to the part and the advantage in boxes melts. Its pixels are about
+#    twice as good at every size. On birds it beats CAM and every floor; on Tiny-ImageNet our short run does not get off the ground. And whatever it shows is what *f* uses.

@@ -509,6 +509,7 @@ def test_a_finished_stage_is_not_run_twice(toys, tmp_path):
     assert again.histories == first.histories
     assert torch.equal(weights(again.localizer), weights(first.localizer))
     assert again.results["scores"] == first.results["scores"]
+    assert not any(method.training for result in (first, again) for method in result.stages.values())
 
     other = json.loads(json.dumps(TWO_STAGES))
     other["stages"][1]["epochs"] = 3  # the classifier is the same, the mask is not

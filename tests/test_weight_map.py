@@ -313,6 +313,17 @@ def test_a_block_is_two_convolutions_with_the_norm_before_the_activation():
         assert {part.kernel_size for part in parts if isinstance(part, nn.Conv2d)} == {(3, 3)}
 
 
+def test_the_last_block_stays_wide_until_its_last_convolution():
+    """Through one channel, a ReLU would make all pixels above it equal."""
+    torch.manual_seed(0)
+    network = MaskNetwork(encoder())
+    widths = [block.mix[0].out_channels for block in network.decoder]
+    channels = list(network.encoder.channels.values())
+    assert widths == [*reversed(channels[:-1]), channels[0]]
+    mask = network.eval()(torch.rand(1, 3, 64, 64))
+    assert len(mask.unique()) > 0.9 * mask.numel(), len(mask.unique()) / mask.numel()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_skip_is_used(stage, monkeypatch):
     network, pictures = method_one().mask.eval(), torch.rand(1, 3, 64, 64)

@@ -31,7 +31,7 @@ def setup(seed: int = 0, threads: int = 2) -> None:
     """Make a run repeatable: fixed seeds, a fixed number of threads, deterministic kernels.
 
     Torch's habit of filling every new tensor with NaN where kernels are deterministic is switched off: it changes no
-    result, and it doubled the time of a training step on a CPU.
+    result and costs time (`benchmarks/weight_map.py` measures how much).
 
     Args:
         seed: for Python, numpy and torch.

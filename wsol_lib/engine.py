@@ -83,7 +83,7 @@ class Run:
     Attributes:
         recipe: as it was run.
         folder: holds `results.json`, and the recipe.
-        stages: stage name to the trained method; the last one is measured.
+        stages: stage name to the trained method, in eval mode; the last one is measured.
         histories: stage name to its history; of an earlier run where the stage was finished then.
         results: what `results.json` holds; None where nothing was measured.
         evaluator: of the last stage, with the hits of every picture; None where nothing was measured.
@@ -142,7 +142,7 @@ def run(
                 raise CheckpointError(f"stage {stage.name!r} of {recipe.name} is not trained: run `wsol train` first")
             kept = (callbacks or {}).get(stage.name, ())
             localizer, history = _run_stage(recipe, stage, data, result.stages, folder, place, fresh, kept, progress)
-            result.stages[stage.name], result.histories[stage.name] = localizer, history
+            result.stages[stage.name], result.histories[stage.name] = localizer.eval(), history
         if recipe.evaluate is not None:
             _measure(result, progress)
     return result
