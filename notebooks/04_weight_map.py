@@ -23,7 +23,7 @@
 #
 # ## Objectives
 #
-# About 60 minutes to read, two minutes to run on two cores. It needs no download; the cells on photographs need Tiny-ImageNet.
+# About 60 minutes to read, three minutes to run on two cores. It needs no download; the cells on photographs need Tiny-ImageNet.
 #
 # 1. **Write the losses**: classifier invariance with its price for area, the inner and the outer triplet, and say what each
 #    term alone would do.
@@ -61,7 +61,7 @@ figures.style()
 #
 # Chapter 03 left us with this failure. In this world all six species share one body, and only a small part (a beak, a crest, a wing
 # bar) tells them apart. The recipe `scenes/weight-map` has two stages. We first take the first one alone: a classifier f,
-# trained on image labels. (Two thirds of the recipe's pictures must do here, so that the chapter runs in two minutes.)
+# trained on image labels. (Two thirds of the recipe's pictures must do here, so that the chapter runs in three minutes.)
 
 # %%
 knobs = ["data.options.families=1", "data.options.classes=6", "data.options.part_size=0.2"]
@@ -94,7 +94,7 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# Nine pictures of ten are named right, and the boxes are poor: blobs on the telling part, or on the landscape. (The box is drawn at
+# Five pictures of six are named right, and the boxes are poor: blobs on the telling part, or on the landscape. (The box is drawn at
 # half the map's maximum, for looking only.)
 #
 # ## Ask with a mask
