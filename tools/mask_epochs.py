@@ -18,7 +18,6 @@ from wsol_lib import tune_process
 tune_process()
 
 from wsol_lib import engine, grid  # noqa: E402
-from wsol_lib.data import load  # noqa: E402
 from wsol_lib.recipe import Recipe  # noqa: E402
 from wsol_lib.training import History  # noqa: E402
 from wsol_lib.types import Localizer  # noqa: E402
@@ -28,12 +27,8 @@ class Observer(engine.Callback):
     """Notes in the history what boxes and masks of the measured split say of each epoch."""
 
     def __init__(self, recipe: Recipe, limit: int) -> None:
-        how = recipe.evaluate
-        assert how is not None
-        self.protocol, self.limit = engine.make_protocol(how), limit
-        size = recipe.data.size if recipe.data.name == "scenes" else None
-        options = {**recipe.data.options, **how.options}
-        self.dataset = load(recipe.data.name, how.split, size=size, view=self.protocol, **options)
+        self.dataset, self.protocol = engine.evaluation_data(recipe)
+        self.limit = limit
 
     def after_epoch(self, epoch: int, localizer: Localizer, history: History) -> None:
         """Measure the method as it is now."""

@@ -77,13 +77,13 @@ class Backbone(nn.Module):
     @torch.enable_grad()
     def _probe(self) -> None:
         """One picture through the network: learn the shapes of the stages, and free what they do not depend on."""
-        size = _input_size(self.network)
-        with _in_eval_mode(self):
+        size, levels = _input_size(self.network), _levels(self.network)
+        with in_eval_mode(self):
             out = self(torch.zeros(1, 3, *size))
         for stage in [stage for stage in self.stages if stage != "logits"]:
-            level = f"stage{len(self.network.feature_info)}" if stage == "last" else stage
+            level = list(levels)[-1] if stage == "last" else stage
             self.channels[stage] = out[stage].shape[1]
-            self.stride[stage] = _level(self.network, level)["reduction"]
+            self.stride[stage] = levels[level]["reduction"]
         parameters = list(self.network.parameters())
         total = torch.stack([value.sum() for value in out.values()]).sum()
         for parameter, gradient in zip(
@@ -124,8 +124,7 @@ class Backbone(nn.Module):
                 stack.enter_context(torch.set_grad_enabled(False))
             for stage in [stage for stage in self.stages if stage.startswith("stage")]:
                 keep = partial(self._keep, maps, inputs.shape[-2:], stage, stage == leaf)
-                module = self.network.get_submodule(_level(self.network, stage)["module"])
-                stack.callback(module.register_forward_hook(lambda _, __, out, keep=keep: keep(out)).remove)
+                stack.callback(self.layer(stage).register_forward_hook(lambda _, __, out, keep=keep: keep(out)).remove)
             if not {"last", "logits"}.isdisjoint(self.stages):
                 out = self._keep(maps, inputs.shape[-2:], "last", leaf == "last", self.network.forward_features(inputs))
                 if "logits" in self.stages:
@@ -151,6 +150,20 @@ class Backbone(nn.Module):
         weight, bias = self.classifier()
         return nn.functional.linear(self.network.forward_head(out, pre_logits=True), weight, bias)
 
+    def layer(self, name: str) -> nn.Module:
+        """The part of timm's network behind a stage ("stage3"), or the one with that name in timm ("features.9").
+
+        Raises:
+            RecipeError: there is no such stage or layer; the text names the nearest.
+        """
+        levels = _levels(self.network)
+        try:
+            layer: nn.Module = self.network.get_submodule(levels[name]["module"] if name in levels else name)
+        except AttributeError:
+            known = [*levels, *dict(self.network.named_modules())]
+            raise RecipeError(f"{self.name} has no layer {name!r}{nearest(name, known)}") from None
+        return layer
+
     def classifier(self) -> tuple[Tensor, Tensor]:
         """(weight Float[K,C], bias Float[K]) of the pretrained classifier, whatever it pools.
 
@@ -175,7 +188,7 @@ class Backbone(nn.Module):
         weight, bias = self.classifier()
         size = _input_size(self.network)
         picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(weight)
-        with _in_eval_mode(self):
+        with in_eval_mode(self):
             out = self.network.forward_features(picture)
             pooled = self.network.forward_head(out, pre_logits=True)
         mean = to_grid(out, self.network, size, "last")[0].mean((2, 3))
@@ -388,7 +401,7 @@ def imagenet_indices(wnids: Iterable[str]) -> Tensor:
 
 
 @contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Every part of a module in eval mode, and afterwards in the mode it had."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -399,10 +412,10 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _level(network: Any, stage: str) -> dict[str, Any]:
-    """timm's note on a feature level: `module`, `num_chs`, `reduction`."""
+def _levels(network: Any) -> dict[str, dict[str, Any]]:
+    """timm's notes on the feature levels, by stage: `module`, `num_chs`, `reduction`."""
     levels = network.feature_info
-    return (levels if isinstance(levels, list) else levels.info)[int(stage.removeprefix("stage")) - 1]
+    return {f"stage{i}": level for i, level in enumerate(getattr(levels, "info", levels), 1)}
 
 
 def _input_size(network: Any) -> tuple[int, int]:

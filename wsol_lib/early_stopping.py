@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsol_lib import distributed
-from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.data.dataset import WsolDataset, by_class
 from wsol_lib.data.geometry import Frame
 from wsol_lib.data.views import Augmented, Choices, Wrapped
 from wsol_lib.inference import localized
@@ -47,10 +47,8 @@ def hold_out(labels: Tensor, share: float, seed: int, stage: str) -> tuple[list[
         stage: its name.
     """
     generator = torch.Generator().manual_seed(distributed.key(seed, "hold-out", stage))
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]  # class by class
     held: list[int] = []
-    for members in order.split(labels.bincount().tolist()):
+    for members in by_class(labels, torch.randperm(len(labels), generator=generator)):
         held += members[: max(0, min(round(share * len(members)), len(members) - 1))].tolist()
     return sorted(set(range(len(labels))) - set(held)), sorted(held)
 

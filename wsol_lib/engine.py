@@ -290,7 +290,7 @@ def _run_stage(
     callbacks: Sequence[Callback],
     progress: bool,
 ) -> tuple[Localizer, History]:
-    needed = {argument: earlier[name].eval().requires_grad_(False) for argument, name in stage.needs.items()}
+    needed = {argument: earlier[name].requires_grad_(False) for argument, name in stage.needs.items()}
     learned, held = _split(stage, data, recipe.seed)
     with distributed.kept_randomness():
         distributed.seed_all(recipe.seed, stage.name)
@@ -387,11 +387,7 @@ def _measure(result: Run, progress: bool) -> None:
     """Measure the last stage, and write what was found with all that it depends on."""
     recipe, how = result.recipe, result.recipe.evaluate
     assert how is not None
-    protocol = make_protocol(how)
-    name = how.data or recipe.data.name
-    size = recipe.data.size if name == "scenes" else None
-    options = {**recipe.data.options, **how.options} if name == recipe.data.name else how.options
-    dataset = _load(name, how.split, size, options, view=protocol)
+    dataset, protocol = evaluation_data(recipe)
     workers = recipe.stages[-1].workers
     start = time.perf_counter()
     result.evaluator = evaluate(
@@ -402,6 +398,22 @@ def _measure(result: Run, progress: bool) -> None:
     if distributed.rank() == 0:
         write_text(result.folder / "results.json", json.dumps(result.results, indent=2) + "\n")
     distributed.barrier()
+
+
+def evaluation_data(recipe: Recipe) -> tuple[WsolDataset, Protocol]:
+    """What a recipe with `evaluate` is measured on, as the protocol sees it, and the protocol.
+
+    Raises:
+        RecipeError: no such data set, preset or field, or a value that is refused.
+        DataMissing: the data are not there.
+    """
+    how = recipe.evaluate
+    assert how is not None
+    protocol = make_protocol(how)
+    name = how.data or recipe.data.name
+    size = recipe.data.size if name == "scenes" else None
+    options = {**recipe.data.options, **how.options} if name == recipe.data.name else how.options
+    return _load(name, how.split, size, options, view=protocol), protocol
 
 
 def make_protocol(how: Evaluate) -> Protocol:

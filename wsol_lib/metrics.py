@@ -20,7 +20,7 @@ from torch import Tensor
 from wsol_lib import _levels
 from wsol_lib.boxes import MODES, Component
 from wsol_lib.data.geometry import Frame
-from wsol_lib.pixels import PixelCounts, count_pixels, peak_iou, pixel_average_precision
+from wsol_lib.pixels import PixelCounts, count_pixels, inside_outside, peak_iou, pixel_average_precision
 from wsol_lib.types import Localization, Scores
 
 __all__ = [
@@ -516,15 +516,13 @@ class Evaluator:
             return list(pool.map(function, items))
 
     def _add_pixels(self, maps: Tensor, masks: Tensor, ignore: Tensor | None) -> None:
-        truth = masks.cpu().numpy() > 0  # [B,side,side]
-        seen = np.ones(truth.shape, bool) if ignore is None else ~(ignore.cpu().numpy() > 0)
-        inside, outside = truth & seen, ~truth & seen
+        inside, outside = inside_outside(masks, ignore)  # [B,side,side] each
         scores = maps.double().numpy()
 
         def one(i: int) -> PixelCounts:
             return count_pixels(_pixel_map(self.protocol, scores[i]), inside[i], outside[i])
 
-        counts = functools.reduce(operator.add, self._each(one, range(len(truth))))
+        counts = functools.reduce(operator.add, self._each(one, range(len(inside))))
         self._pixels = _together(self._pixels, _Pixels(counts, inside.sum(0), outside.sum(0)))
 
     def _add(self, taus: Array, single: Array, multi: Array, ranks: Array, positions: Array) -> None:

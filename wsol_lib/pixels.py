@@ -65,16 +65,22 @@ def count_pixels(
     return PixelCounts(*(each.astype(np.int64) for each in counts))
 
 
+def inside_outside(masks: Tensor, ignore: Tensor | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which pixels of masks (above 0) count as object and which as no object; those of `ignore` count as neither."""
+    truth = masks.cpu().numpy() > 0
+    seen = True if ignore is None else ~(ignore.cpu().numpy() > 0)
+    return truth & seen, ~truth & seen
+
+
 def _counts(maps: Tensor, masks: Tensor, ignore: Tensor | None, interval: float) -> PixelCounts:
     if maps.shape != masks.shape or (ignore is not None and ignore.shape != maps.shape):
         raise ValueError(
             f"maps, masks and ignore masks have one shape; these are {tuple(maps.shape)} and {tuple(masks.shape)}"
         )
-    scores, truth = maps.detach().cpu().double().numpy(), masks.cpu().numpy() > 0
+    scores = maps.detach().cpu().double().numpy()
     if not (scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1):
         raise ValueError("scores for pixels lie in [0,1]: normalise the maps first (wsol_lib.maps.normalize)")
-    seen = np.ones(scores.shape, bool) if ignore is None else ~(ignore.cpu().numpy() > 0)
-    return count_pixels(scores, seen & truth, seen & ~truth, interval)
+    return count_pixels(scores, *inside_outside(masks, ignore), interval)
 
 
 def pixel_average_precision(

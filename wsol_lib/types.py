@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, TypedDict
 
 import torch
@@ -170,9 +171,21 @@ class Localizer(nn.Module):
     def after_step(self) -> None:
         """Called once per optimiser step: context pools and other running state."""
 
+    def new_parts(self) -> Iterable[nn.Module]:
+        """Parts that start from nothing, such as a head: they learn at `head_rate` times the recipe's rate."""
+        return ()
+
     def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser; `recipe` is the `engine.Stage` being trained."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """Parameter groups for the optimiser: what there was before, then the `new_parts`, as far as they learn.
+
+        Args:
+            recipe: the `engine.Stage` being trained.
+        """
+        new = set(chain.from_iterable(part.parameters() for part in self.new_parts()))
+        learned = [p for p in self.parameters() if p.requires_grad]
+        old, fresh = [p for p in learned if p not in new], [p for p in learned if p in new]
+        groups = [{"params": old, "lr_scale": 1.0}, {"params": fresh, "lr_scale": getattr(recipe, "head_rate", 1.0)}]
+        return [group for group in groups if group["params"]]
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:

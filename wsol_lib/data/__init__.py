@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsol_lib.data.dataset import Supervision, View, WsolDataset, collate
+from wsol_lib.data.dataset import Supervision, View, WsolDataset, by_class, collate
 from wsol_lib.data.metadata import load_metadata
 from wsol_lib.data.pictures import check_known
 from wsol_lib.data.source import data_root
@@ -131,8 +131,7 @@ def first_of_each_class(labels: Tensor, n: int) -> list[int]:
     """
     if n < 1:
         raise ValueError(f"per_class is at least 1, not {n}")
-    by_class = labels.argsort(stable=True).split(labels.bincount().tolist())
-    return sorted(torch.cat([members[:n] for members in by_class]).tolist())
+    return sorted(torch.cat([members[:n] for members in by_class(labels, torch.arange(len(labels)))]).tolist())
 
 
 def _load_scenes(split: str, size: int, *, n: int | None = None, seed: int = 0, **knobs: Any) -> WsolDataset:

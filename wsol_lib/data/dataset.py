@@ -148,6 +148,11 @@ class Subset(WsolDataset):
         return self.parent._mask(self.indices[i])
 
 
+def by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
+    """Positions Int[N] in `order`, gathered class by class, each class in that order: K tensors, perhaps empty."""
+    return order[labels[order].argsort(stable=True)].split(labels.bincount().tolist())
+
+
 def read_picture(path: Path | str, stream: BinaryIO | None = None) -> Image.Image:
     """The RGB picture in a file; grey, palette and CMYK files are converted.
 

@@ -194,11 +194,9 @@ class CAM(Localizer):
         logits = self.classify(self.network.normalize(batch["image"]))  # [B,K]
         return {"classification": F.cross_entropy(logits, batch["label"])}
 
-    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """The backbone at the recipe's learning rate, the head at `head_rate` times it."""
-        parts = [(self.backbone, 1.0), (self.head, recipe.head_rate)]
-        learned = [([p for p in part.parameters() if p.requires_grad], scale) for part, scale in parts]
-        return [{"params": parameters, "lr_scale": scale} for parameters, scale in learned if parameters]
+    def new_parts(self) -> list[nn.Module]:
+        """The head."""
+        return [self.head]
 
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """Logits and the map of each label, or of the predicted class, at the size of the stage's grid.

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsol_lib import distributed
-from wsol_lib.backbones import Backbone, to_grid
+from wsol_lib.backbones import Backbone, in_eval_mode, to_grid
 from wsol_lib.types import Batch, Localization, Localizer, RecipeError, nearest
 
 Rule = Literal["ci_quadratic", "nlccam_quadratic", "linear", "sum_1"]
@@ -237,7 +237,7 @@ def behind(
     with ExitStack() as stack:
         for place, block in blocks:
             hook = partial(_through, network=backbone.network, size=(size[0], size[1]), place=place, block=block)
-            stack.callback(_layer(backbone, place).register_forward_hook(hook).remove)
+            stack.callback(backbone.layer(place).register_forward_hook(hook).remove)
         yield
 
 
@@ -256,23 +256,11 @@ def _through(
     return back(block(grid))
 
 
-def _layer(backbone: Backbone, place: str) -> nn.Module:
-    levels = getattr(backbone.network.feature_info, "info", backbone.network.feature_info)
-    stages = {f"stage{i}": level["module"] for i, level in enumerate(levels, 1)}
-    layers = dict(backbone.network.named_modules())
-    name = stages.get(place, place)
-    if name not in layers:
-        raise RecipeError(f"{backbone.name} has no layer {place!r}{nearest(place, [*stages, *layers])}")
-    return layers[name]
-
-
 @torch.no_grad()
 def _glimpse(backbone: Backbone, size: Sequence[int]) -> dict[str, Tensor]:
     """The maps of a black picture of (height, width), in eval mode."""
-    training = backbone.training
-    found = backbone.eval()(torch.zeros(1, 3, *size, device=backbone.mean.device))
-    backbone.train(training)
-    return found
+    with in_eval_mode(backbone):
+        return backbone(torch.zeros(1, 3, *size, device=backbone.mean.device))
 
 
 def _widths(backbone: Backbone, places: Sequence[str]) -> list[int]:
@@ -368,15 +356,9 @@ class NLCCAM(Localizer):
         logits = self.head(self.network(self.network.normalize(batch["image"])))  # [B,K]
         return {"classification": F.cross_entropy(logits, batch["label"])}
 
-    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """The classifier at `head_rate` times the recipe's learning rate, all else at that rate.
-
-        In the authors' scripts the rate is that of the classifier, and a `backbone_rate` multiplies it for the rest.
-        """
-        head = list(self.head.parameters())
-        ids = {id(p) for p in head}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        return [{"params": others}, {"params": head, "lr_scale": recipe.head_rate}]
+    def new_parts(self) -> list[nn.Module]:
+        """The classifier. The authors' scripts give its rate, and a `backbone_rate` that multiplies it for the rest."""
+        return [self.head]
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
@@ -442,17 +424,17 @@ class CICAM(NLCCAM):
         seen = self.branches(inputs)
         return seen.logits, seen.cams
 
-    def remember(self, seen: Branches, labels: Tensor) -> None:
-        """In training mode the pool collects the class maps of the first look; they count at the end of the step."""
+    def study(self, inputs: Tensor, labels: Tensor) -> Branches:
+        """Both looks; in training mode the pool collects the class maps of the first one, for the end of the step."""
+        seen = self.branches(inputs)
         if self.training:
             with torch.no_grad():
                 self.pool.collect(self.head.cams(seen.features), seen.plain_logits, labels)
+        return seen
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the image label at both looks: `plain` and `enhanced`."""
-        seen = self.branches(self.network.normalize(batch["image"]))
-        self.remember(seen, batch["label"])
-        return both_looks(seen, batch["label"])
+        return both_looks(self.study(self.network.normalize(batch["image"]), batch["label"]), batch["label"])
 
     def after_step(self) -> None:
         """The pool learns from the whole batch, over all its parts and processes."""

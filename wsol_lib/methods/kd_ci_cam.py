@@ -29,7 +29,7 @@ from torch import Tensor
 
 from wsol_lib import distributed, maps
 from wsol_lib.backbones import Backbone
-from wsol_lib.methods.ci_cam import CICAM, Branches, Reading, Rule, both_looks, combine
+from wsol_lib.methods.ci_cam import CICAM, Reading, Rule, both_looks, combine
 from wsol_lib.types import Batch, Frozen, RecipeError
 
 NO_TEACHER, CLASSIFICATION, LOCALIZATION = range(3)  # values of the batch key `view`
@@ -170,8 +170,7 @@ class ClassificationTeacher(CICAM):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`plain` and `enhanced` of CI-CAM, `foreground` and `area`."""
         inputs, labels = self.network.normalize(batch["image"]), batch["label"]  # [B,3,H,W], [B]
-        seen = self.branches(inputs)
-        self.remember(seen, labels)
+        seen = self.study(inputs, labels)
         heatmap = combine(seen.cams, seen.logits, self.rule)  # [B,h,w]
         fore = self.head(self.network(inputs * foreground_mask(heatmap, inputs.shape[-2:], self.theta)))  # [B,K]
         return {
@@ -214,8 +213,7 @@ class LocalizationTeacher(CICAM):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`plain` and `enhanced` of CI-CAM, `difference`, `auxiliary` and `area`."""
         inputs, labels = self.network.normalize(batch["image"]), batch["label"]  # [B,3,H,W], [B]
-        seen = self.branches(inputs)
-        self.remember(seen, labels)
+        seen = self.study(inputs, labels)
         heatmap = combine(seen.cams, seen.logits, self.rule)  # [B,h,w]
         mask = foreground_mask(heatmap, inputs.shape[-2:], self.theta)  # [B,1,H,W]
         fore, back = (self.head(self.network(inputs * part)) for part in (mask, 1 - mask))  # [B,K] each
@@ -285,25 +283,25 @@ class KDCICAM(CICAM):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`classification`, and of the teachers that are there `logit_distillation` and `map_distillation`."""
         images, labels = batch["image"], batch["label"]  # [B,3,H,W], [B]
-        seen = self.branches(self.network.normalize(images))
-        self.remember(seen, labels)
+        seen = self.study(self.network.normalize(images), labels)
         losses = {"classification": (1 - self.alpha) * F.cross_entropy(seen.logits, labels)}
         if self.classification_teacher is not None:
             mine = batch["view"] == CLASSIFICATION  # [B]
-            own = seen.logits[mine]  # [b,K], perhaps of no picture
-            said = taught(self.classification_teacher, images[mine]).logits if len(own) else own
-            loss = logit_distillation(own, said, self.logit_temperature, self.faithful_to or "paper")
+            said, _ = taught(self.classification_teacher, images[mine])  # [b,K], perhaps of no picture
+            loss = logit_distillation(seen.logits[mine], said, self.logit_temperature, self.faithful_to or "paper")
             losses["logit_distillation"] = self.alpha * loss
         if self.localization_teacher is not None:
             mine = batch["view"] == LOCALIZATION  # [B]
-            own = seen.cams[mine]  # [b,K,h,w]
-            said = taught(self.localization_teacher, images[mine]).cams if len(own) else own
-            loss = map_distillation(own, said, self.map_temperature, self.faithful_to or "code")
+            _, drawn = taught(self.localization_teacher, images[mine])  # [b,K,h,w]
+            loss = map_distillation(seen.cams[mine], drawn, self.map_temperature, self.faithful_to or "code")
             losses["map_distillation"] = self.alpha * loss
         return losses
 
 
 @torch.no_grad()
-def taught(teacher: Frozen, images: Tensor) -> Branches:
-    """What a frozen CI-CAM says of pictures Float[B,3,H,W] in [0,1]."""
-    return teacher.module.branches(teacher.module.network.normalize(images))
+def taught(teacher: Frozen, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits Float[B,K] and class maps Float[B,K,h,w] that a frozen CI-CAM gives pictures Float[B,3,H,W] in [0,1]."""
+    cicam = teacher.module
+    if not len(images):
+        return images.new_zeros(0, cicam.classes), images.new_zeros(0, *cicam.pool.pool.shape)
+    return cicam.answer(cicam.network.normalize(images))

@@ -26,7 +26,7 @@ too long if it is trained to the end: the mask creeps from the object to the par
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -188,10 +188,9 @@ class _Masking(Localizer):
         self.mask = MaskNetwork(backbone)
         self.classifier = Frozen(classifier)
 
-    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """The encoder at the recipe's learning rate, the new decoder at `head_rate` times it."""
-        encoder = [p for p in self.mask.encoder.parameters() if p.requires_grad]
-        return [{"params": encoder}, {"params": list(self.mask.decoder.parameters()), "lr_scale": recipe.head_rate}]
+    def new_parts(self) -> list[nn.Module]:
+        """The decoder of the mask network."""
+        return [self.mask.decoder]
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
@@ -277,10 +276,9 @@ class TripletEmbedding(Localizer):
         anchor, positive, negative = self.embed(self.network.normalize(images)).chunk(3)  # [B,D] each
         return {"triplet": triplet_loss(anchor, positive, negative, self.margin)}
 
-    def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """The backbone at the recipe's learning rate, the linear layer at `head_rate` times it."""
-        learned = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [{"params": learned}, {"params": list(self.project.parameters()), "lr_scale": recipe.head_rate}]
+    def new_parts(self) -> list[nn.Module]:
+        """The linear layer."""
+        return [self.project]
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
