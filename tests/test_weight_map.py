@@ -547,6 +547,22 @@ def test_an_embedding_is_a_point_without_a_norm(batch):
     assert TripletEmbedding(create("test_resnet"), CLASSES).project.out_features == 200
 
 
+def test_an_embedding_starts_where_a_classifier_ended(batch):
+    f = classifier().eval()
+    started = embedding(start=f).eval()
+    seen, found = (model.network(batch["image"])["last"] for model in (f, started))
+    assert torch.equal(seen, found) and not torch.equal(embedding().eval().network(batch["image"])["last"], found)
+    with torch.no_grad():
+        next(started.network.parameters()).add_(1)
+    assert torch.equal(f.network(batch["image"])["last"], seen)
+    assert state(started).keys() == state(embedding()).keys()
+
+
+def test_an_embedding_cannot_start_on_another_network():
+    with pytest.raises(RecipeError, match="test_efficientnet cannot start from a classifier on test_resnet"):
+        TripletEmbedding(create("test_efficientnet"), CLASSES, start=classifier())
+
+
 def test_an_embedding_learns_triplets(batch):
     localizer = embedding(margin=0.8).eval()
     points = [localizer.embed(localizer.network.normalize(batch[k])) for k in ("image", "positive", "negative")]

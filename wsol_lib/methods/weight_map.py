@@ -240,8 +240,12 @@ class TripletEmbedding(Localizer):
         backbone: returns `last`; a linear layer follows its global average.
         classes: number K of classes; only kept, triplets need no logits.
         dimensions: D of the points.
+        start: a classifier on the same network, with whose weights the backbone begins; the paper begins with ImageNet.
         margin: of the triplet loss.
         freeze_backbone: only the linear layer learns.
+
+    Raises:
+        RecipeError: the classifier has another network.
     """
 
     needs = ("positive", "negative")
@@ -252,12 +256,15 @@ class TripletEmbedding(Localizer):
         backbone: Backbone,
         classes: int,
         *,
+        start: CAM | None = None,
         dimensions: int = 200,
         margin: float = 1.0,
         freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.classes, self.margin = classes, margin
+        if start is not None:
+            _copy_weights(start.network, backbone)
         self.backbone = Frozen(backbone) if freeze_backbone else backbone
         self.project = nn.Linear(backbone.channels["last"], dimensions)
 
@@ -284,6 +291,15 @@ class TripletEmbedding(Localizer):
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """The mean activation: a map that knows no class, for this f has no logits."""
         return Localization(maps=self.network(images)["last"].mean(1))
+
+
+def _copy_weights(source: Backbone, to: Backbone) -> None:
+    try:
+        to.network.load_state_dict(source.network.state_dict())
+    except RuntimeError as error:
+        raise RecipeError(
+            f"an embedding on {to.name} cannot start from a classifier on {source.name}: give both stages one backbone"
+        ) from error
 
 
 class SiameseWeightMap(_Masking):
