@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from wsol_lib import backbones, data, engine, figures, grid, maps
 from wsol_lib.data import views
 from wsol_lib.methods import ci_cam
-from wsol_lib.metrics import PROTOCOLS
+from wsol_lib.metrics import PROTOCOLS, trivial_floors
 from wsol_lib.types import RecipeError
 
 figures.style()
@@ -119,21 +119,22 @@ plt.show()
 
 
 # %%
-place = {"C": (0.5, 0.9), "X": (0.1, 0.1), "Y": (0.9, 0.1)}
+nodes = {"C": (0.5, 0.9, "context", 0.22), "X": (0.1, 0.15, "picture", -0.26), "Y": (0.9, 0.15, "class", -0.26)}
 
 
 def graph(axis, arrows, title):
-    axis.set(xlim=(-0.1, 1.1), ylim=(-0.12, 1.1), title=title, aspect="equal")
+    axis.set(xlim=(-0.15, 1.15), ylim=(-0.2, 1.2), title=title, aspect="equal")
     axis.set_axis_off()
     for start, end in arrows:
-        arrow = {"arrowstyle": "-|>", "lw": 2, "shrinkA": 19, "shrinkB": 19, "color": "black"}
-        axis.annotate("", place[end], place[start], arrowprops=arrow)
-    for name, (x, y) in place.items():
+        arrow = {"arrowstyle": "-|>", "lw": 2, "shrinkA": 17, "shrinkB": 17, "color": "black"}
+        axis.annotate("", nodes[end][:2], nodes[start][:2], arrowprops=arrow)
+    for name, (x, y, word, above) in nodes.items():
         axis.text(x, y, name, ha="center", va="center", bbox={"boxstyle": "circle,pad=0.5", "fc": "white", "lw": 2})
+        axis.text(x, y + above, word, ha="center", va="center")
 
 
 # %% mystnb={"image": {"alt": "Two graphs with the nodes C, X and Y. Left, seeing: arrows from C to X, from C to Y and from X to Y. Right, doing: the same without the arrow from C to X."}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.9))
+figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 3.3))
 graph(left, ["CX", "CY", "XY"], "seeing: P(Y | X)")
 graph(right, ["CY", "XY"], "doing: P(Y | do(X))")
 plt.show()
@@ -249,7 +250,7 @@ assert all((three_answers(a)[2] >= three_answers(a)[1] - 1e-12).all() for a in (
 # %% [markdown]
 # Three things to take from this.
 #
-# - **The approximation is good where it is hardly needed.** With a weak pull nearly all of the bias is cleared. With a strong one, where context nearly decides, less than half of it is.
+# - **The approximation is good where it is hardly needed.** With a weak pull most of the bias is cleared. With a strong one, where the context nearly decides, less than half of it is.
 # - **It errs to one side**: towards certainty. (Here, with contexts that pull alike in both directions; asserted for all curves.) The exact mean of two contexts that contradict each other is a
 #   shrug, near one half. A mean *before* the softmax cancels the contradiction and forgets that there was any.
 # - The tie between X and C does not enter the error at all: neither side of equation 5 knows it. It makes the *bias* that is to be cleared. So a world may be badly confounded and the step exact, or the reverse.
@@ -289,7 +290,7 @@ assert torch.equal(block.eval()(x), x)
 # The head is CAM's: average, then linear. Its maps are kept for *all* classes, $M_k = \sum_c w_{k,c} X_c$, and the mean of a map plus the bias is the logit.
 
 # %%
-head = ci_cam.CamHead(16, classes=5)
+head = ci_cam.CamHead(16, 5)
 with torch.no_grad():
     M, o = head.cams(x), head(x)  # [1,K,h,w], [1,K]
     assert torch.allclose(M.mean((2, 3)) + head.bias, o, atol=1e-5)
@@ -437,17 +438,17 @@ print(f"largest difference {(outside - inside).abs().max():.6f}")
 assert torch.allclose(outside, inside, atol=1e-5)
 
 # %% [markdown]
-# Now the bad news. That was the sum over *all* contexts. The method takes **one**: the context of the class that the picture seems to show. A context that is chosen by looking at $X$ is weighted by
-# $P(c \mid x)$, not by $P(c)$. In the toy we know what this gives:
+# Now the bad news. That was the sum over *all* contexts. The method takes **one**: the context of the class that the picture seems to show. A context that is chosen by looking at $X$ listens to $X$. In the toy we know what comes of it:
 
 # %%
-looked_up = [(context_given(x) * p_y[x]).sum() for x in (0, 1)]
-assert looked_up == seeing and not np.allclose(looked_up, doing)
-print(f"weighted by P(c | x): {looked_up[0]:.2f} -> {looked_up[1]:.2f}, which is P(Y | X)")
+looked_up = [p_y[x, context_given(x).argmax()] for x in (0, 1)]  # the most probable context, given x
+for title, answer in {"do(X)": doing, "P(Y | X)": seeing, "look-up": looked_up}.items():
+    print(f"{title:9} {answer[0]:.2f} -> {answer[1]:.2f}   the shape seems to add {answer[1] - answer[0]:.2f}")
+assert looked_up[1] - looked_up[0] > seeing[1] - seeing[0] > doing[1] - doing[0]
 
 # %% [markdown]
-# The arrow from C to X is not cut. This is our reading, and it does not prove the method useless: a network that is *trained* with an average map at hand may still learn something from it. But
-# "causal" does not follow from the formula. It has to be measured.
+# The look-up does not cut the arrow from C to X; it leans on it, and the shape seems stronger than ever. This is our reading, on a toy. It does not prove the method useless: a network that is *trained* with a mean map at hand may still learn something
+# from it. But "causal" does not follow from the formula. It has to be measured.
 #
 # ## Watch it fill
 #
@@ -532,28 +533,45 @@ assert np.mean(r) > 0.3 and (torch.corrcoef(Q).sum() - 12) / 132 > 0.4
 #
 # ### Does the second look see anything new?
 #
-# A simple test. Keep the network, and exchange the pool: empty, another class's map, the mean of all (which is nearer to the adjustment), upside down.
+# First the two looks of one network, on the same pictures: where does the combined map lie, before the pool and after it?
+
+# %% tags=["nbval-ignore-output"]
+shares, background = {}, torch.from_numpy(~home.masks)  # [300,64,64]
+for title, cams, answer in (("first", plain, seen.plain_logits), ("second", seen.cams, seen.logits)):
+    heat = maps.normalize(maps.resize(ci_cam.combine(cams, answer, "ci_quadratic"), 64))  # [300,64,64]
+    shares[title] = heat
+    print(f"{title:6} look: mean of the map on the animal {heat[~background].mean():.3f}, elsewhere {heat[background].mean():.3f}")
+both = torch.stack([heat.flatten() for heat in shares.values()])
+change = ours.pool(seen.features, seen.plain_logits.argmax(1)) - seen.features  # [300,C,h,w]
+print(f"features change by {change.norm() / seen.features.norm():.2f} of their size; the maps correlate at {torch.corrcoef(both)[0, 1]:.3f}")
+assert torch.corrcoef(both)[0, 1] > 0.9
+
+# %% [markdown]
+# The features change a good deal, and the map hardly at all: animal and landscape keep their brightness, neither cleaner nor sharper. The head is why: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
+#
+# Next, keep the network and exchange the pool: empty, another class's map, the mean of all (which is nearer to the adjustment), upside down.
 
 # %% tags=["nbval-ignore-output"]
 kept = ours.pool.pool.clone()
-names_kept = seen.logits.argmax(1)
+moved_home = torch.stack([item["image"] for item in worlds["shuffled"]])  # [300,3,64,64]
+before = ours.localize(torch.cat([inputs, moved_home])).logits  # [600,K]
 swaps = {"as trained": kept, "forgotten": 0 * kept, "another class's": kept.roll(1, 0),
          "mean of all": kept.mean(0, keepdim=True).expand_as(kept), "upside down": kept.flip(1)}  # fmt: skip
 moved = {}
 for title, Q in swaps.items():
     ours.pool.pool.copy_(Q)
-    found, judge = ours.localize(inputs), engine.evaluate(ours, home, rule, progress=False)
+    judge, after = engine.evaluate(ours, home, rule, progress=False), ours.localize(torch.cat([inputs, moved_home])).logits
     s, ends = judge.compute(), judge.interval()
-    moved[title] = (found.logits - seen.logits).abs().mean().item()
-    print(f"{title:16} logits move by {moved[title]:.2f}   names changed {(found.logits.argmax(1) != names_kept).sum():3}"
+    moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item()
+    print(f"{title:16} logits move by {moved[title][0]:.2f}   names changed {moved[title][1]:2} of 600"
           f"   GT-known {s.gt_known:4.1f}  95% [{ends[0]:.1f}, {ends[1]:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
 ours.pool.pool.copy_(kept)
 
 # %%
-assert moved["as trained"] < 1e-4 < moved["forgotten"]
+assert moved["as trained"] == (0, 0) and moved["forgotten"][0] > 0.01
 
 # %% [markdown]
-# **Forgetting the pool changes what the network says**, and no error is raised. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
+# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
 # weights has this second row. Here it is a buffer, and checkpoints hold it.
 #
 # But see how *little* changes, and that the map of the wrong class does as well as the right one. The intervals are wide, and this is one short run; the grid below has more to say.
@@ -566,33 +584,73 @@ scores |= {"NL-CCAM": measure(nl_ccam), "CI-CAM": measure(ours)}
 for title, found in scores.items():
     for habitats, s in found.items():
         print(f"{title:8} {habitats:9} classes {s.top1_cls:5.1f}   GT-known {s.gt_known:5.1f}   PxAP {s.pxap:5.1f}")
-for title, m in {"NL-CCAM": nl_ccam, "CI-CAM": ours}.items():
-    print(title, "blocks opened to", [f"{part.norm.weight.abs().mean():.2f}" for part in m.network.blocks])
+judge = engine.evaluate(cam, home, rule, progress=False)
+blank = trivial_floors(rule, [home.boxes(i) for i in range(300)], home.image_sizes)["centred Gaussian"].gt_known
+print(f"floor, a centred Gaussian: GT-known {blank:.1f}   PxAP {judge.pixel_floors()['centred Gaussian']['pxap']:.1f}")
 
 # %%
-for localizer in (nl_ccam, ours):
-    assert all(part.norm.weight.abs().mean() > 0.01 for part in localizer.network.blocks)
 assert all(found["own"].top1_cls > 85 and found["swapped"].top1_cls < 15 for found in scores.values())
+
+# %% [markdown]
+# Boxes are a harsh judge of maps of 64 cells. A milder question is the *pointing game*: is the brightest pixel on the animal? Its floor is the middle of the picture.
+
+# %% tags=["nbval-ignore-output"]
+on_animal = torch.from_numpy(home.masks).flatten(1)  # [300,HW]
+pointing = {"middle of the picture": 100 * on_animal[:, 32 * 64 + 32].float().mean().item()}
+for title, localizer in {"CAM": cam, "NL-CCAM": nl_ccam, "CI-CAM": ours}.items():
+    top = maps.resize(engine.localize(localizer, home, progress=False).maps, 64).flatten(1).argmax(1)  # [300]
+    pointing[title] = 100 * on_animal[torch.arange(300), top].float().mean().item()
+print({title: round(value, 1) for title, value in pointing.items()})
+assert all(value < 80 for value in pointing.values())
 
 # %% tags=["nbval-ignore-output"]
 drawn = {"CAM": cam.localize(pictures, labels).maps, "NL-CCAM": nl_ccam.localize(pictures).maps}
 drawn |= {"CI-CAM": ours.localize(pictures).maps}
+some = [0, 1, 5, 6, 7]
 figures.gallery(
-    pictures.repeat(3, 1, 1, 1), maps=[m for found in drawn.values() for m in found], boxes=truth * 3,
-    titles=[title for title in drawn for _ in chosen], columns=8,
-    alt="The eight scenes of the beginning with the maps of CAM, NL-CCAM and CI-CAM in three rows. All three light up landscape as well as "
+    pictures[some].repeat(3, 1, 1, 1), maps=[found[i] for found in drawn.values() for i in some],
+    boxes=[truth[i] for i in some] * 3, titles=[title for title in drawn for _ in some], columns=5,
+    alt="Five of the scenes with the maps of CAM, NL-CCAM and CI-CAM in three rows. All three light up landscape as well as "
     "animals; the rows differ in detail, not in kind.",
 )  # fmt: skip
 plt.show()
 
 # %% [markdown]
-# All three name the landscape: not one of them survives the move. All three light it up. No row is free of it.
+# All three name the landscape: not one of them survives the move. All three light it up. And so short a training leaves all of them below a blank guess, so these boxes decide nothing; the grid below will.
+#
+# ### Where does a place look?
+#
+# One more look inside, since we have trained blocks at hand. For the last one of CI-CAM we ask two places, the upper left corner and the middle, where they look.
+
+# %% tags=["nbval-ignore-output"]
+last, caught = ours.network.blocks[-1], {}
+hook = last.register_forward_hook(lambda block, given, out: caught.update(x=given[0]))
+ours.localize(pictures)
+hook.remove()
+with torch.no_grad():
+    q, k = (part(caught["x"]).flatten(2).mT for part in (last.query, last.key))  # [8,hw,C/8]
+    look = (q @ k.mT).softmax(2)  # [8,hw,hw]
+common = (look - look.mean(1, keepdim=True)).abs().sum(2).mean() / 2
+print(f"opened to {last.norm.weight.abs().mean():.2f}; a place's look differs from the mean look in {common:.2f} of its weight")
+assert last.norm.weight.abs().mean() > 0.01 and common < 0.5
+
+# %% tags=["nbval-ignore-output"]
+figures.gallery(
+    pictures[some].repeat(2, 1, 1, 1), maps=[look[i, cell].unflatten(0, (8, 8)) for cell in (0, 36) for i in some],
+    titles=["corner"] * 5 + ["middle"] * 5, columns=5,
+    alt="Five scenes, above with the places that the upper left corner looks at, below with those that the middle looks at: a few bright "
+    "cells on an animal, a plant or the sky. In most scenes they are the same in both rows.",
+)  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# Each place was free to look elsewhere. Mostly they all look at the same few cells: "what stands out in this picture" is told to every place alike. (Others have found the same in large networks: Cao et al., 2019.)
 #
 # ## Where text and code part
 #
 # The authors' paper and their code are not the same method in several places. Those that concern distillation are in chapter 06. Here are the ones that concern this chapter, each with what it *does*, measured.
 #
-# **The product.** The paper calls $X$ and $A$'s product a matrix product; the code multiplies element by element. It matters *where*: elementwise, a place without features stays without; a matrix product carries evidence to other places.
+# **The product.** The paper speaks of a matrix dot product of $X$ and $A$; the code multiplies element by element. It matters *where*: elementwise, a place without features stays without; a matrix product carries evidence to other places.
 
 # %%
 spot = torch.zeros(1, 1, 8, 8)
@@ -607,7 +665,7 @@ assert elementwise.count_nonzero() == 1 and product.count_nonzero() == 8
 #
 # **The filter.** Equation 7 does not say that only pictures named right may speak. The code says it. Behind `faithful_to` are both. How often do they differ? It was printed above, epoch by epoch: in the first, most pictures are dropped; in the last, hardly any.
 #
-# **The sum.** The paper has one map a class; the code sums over the batch. Whether it is a sum or a mean makes no difference, for bn follows. (In the *order* of pictures, one update each, it would.)
+# **The sum.** Equation 7 speaks of one picture; the code sums over those of the batch. Whether it is a sum or a mean makes no difference, for bn follows. (In the *order* of pictures, one update each, it would.)
 
 # %%
 together, apart = torch.randn(2, 4, 1, 8, 8).unbind()  # [4,1,8,8]: four pictures' maps of one class
@@ -641,7 +699,8 @@ boxed = {}
 for title, mean_threshold in {"both cuts": True, "first only": False}.items():
     for way, tau in {"theta 0.14": released.tau, "cross-fitted": "cross-fit"}.items():
         one = replace(released, mean_threshold=mean_threshold, tau=tau)
-        boxed[title, way] = engine.evaluate(ours, home, one, progress=False).compute().gt_known
+        again = data.load("scenes", "test", view=one, n=300, context_bias=1.0)
+        boxed[title, way] = engine.evaluate(ours, again, one, progress=False).compute().gt_known
         print(f"{title:11} {way:13} GT-known {boxed[title, way]:.1f}")
 
 # %%
@@ -665,48 +724,57 @@ assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitte
 # ```
 
 # %%
-methods_shown = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-cam"}
-biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
-
-
-def read(name, **setting):
-    """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
-    cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
-    floors, kinds = [c["floors"]["centred Gaussian"] for c in cells], ("top1_cls", "gt_known", "pxap")
-    found = {kind: np.array([c["scores"][kind] for c in cells]) for kind in kinds}
-    return found | {f"floor {kind}": np.array([f[kind] for f in floors]) for kind in kinds[1:]}
-
+# TODO(results): uncomment when the results file is there
+# methods_shown = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-cam"}
+# biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
+#
+#
+# def read(name, **setting):
+#     """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
+#     cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
+#     floors, kinds = [c["floors"]["centred Gaussian"] for c in cells], ("top1_cls", "gt_known", "pxap")
+#     found = {kind: np.array([c["scores"][kind] for c in cells]) for kind in kinds}
+#     return found | {f"floor {kind}": np.array([f[kind] for f in floors]) for kind in kinds[1:]}
 
 # %%
-claim = {}
-for title, recipe in methods_shown.items():
-    for bias in biases:
-        for habitats in places:
-            keys = {"data.options.context_bias": bias, "evaluate.options.habitats": habitats}
-            one = claim[title, bias, habitats] = read("context_pool_scenes", recipe=recipe, **keys)
-            told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
-            print(f"{title:8} trained at {bias:3}  {habitats:9} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}")
+# TODO(results): uncomment when the results file is there
+# claim = {}
+# for title, recipe in methods_shown.items():
+#     for bias in biases:
+#         for habitats in places:
+#             keys = {"data.options.context_bias": bias, "evaluate.options.habitats": habitats}
+#             one = claim[title, bias, habitats] = read("context_pool_scenes", recipe=recipe, **keys)
+#             told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
+#             print(f"{title:8} trained at {bias:3}  {habitats:9} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}")
+
+# %%
+# TODO(results): uncomment when the results file is there
+# for habitats in places:
+#     one = claim["CAM", "0", habitats]
+#     print(f"floor, tested {habitats:9} GT-known {one['floor gt_known'].mean():.1f}   PxAP {one['floor pxap'].mean():.1f}")
 
 # %% mystnb={"image": {"alt": "GT-known of CAM, NL-CCAM, CI-CAM and the floor over the context bias in training, in three panels: tested in own, shuffled and swapped habitats; values as printed above."}}
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True)
-for axis, habitats in zip(axes, places, strict=True):
-    series = {title: [claim[title, bias, habitats]["gt_known"] for bias in biases] for title in methods_shown}
-    series["floor"] = [claim["CAM", bias, habitats]["floor gt_known"] for bias in biases]
-    for (title, rows), marker in zip(series.items(), "os^x", strict=True):
-        spread = [grid.half_width(row) for row in rows]
-        axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
-    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
-axes[0].set(ylabel="GT-known, per cent")
-axes[0].legend(fontsize=10)
-plt.show()
+# TODO(results): uncomment when the results file is there
+# figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True)
+# for axis, habitats in zip(axes, places, strict=True):
+#     series = {title: [claim[title, bias, habitats]["gt_known"] for bias in biases] for title in methods_shown}
+#     series["floor"] = [claim["CAM", bias, habitats]["floor gt_known"] for bias in biases]
+#     for (title, rows), marker in zip(series.items(), "os^x", strict=True):
+#         spread = [grid.half_width(row) for row in rows]
+#         axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
+#     axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
+# axes[0].set(ylabel="GT-known, per cent")
+# axes[0].legend(fontsize=10)
+# plt.show()
 
 # %%
-for bias in biases:
-    for habitats in places:
-        for score in ("gt_known", "pxap"):
-            a, b, c = (claim[title, bias, habitats][score] for title in methods_shown)
-            told = [f"{d.mean():5.1f} ± {grid.half_width(d):4.1f}" for d in (b - a, c - b)]
-            print(f"trained at {bias:3}  {habitats:9} {score:9} NL-CCAM - CAM {told[0]}   CI-CAM - NL-CCAM {told[1]}")
+# TODO(results): uncomment when the results file is there
+# for bias in biases:
+#     for habitats in places:
+#         for score in ("gt_known", "pxap"):
+#             a, b, c = (claim[title, bias, habitats][score] for title in methods_shown)
+#             told = [f"{d.mean():5.1f} ± {grid.half_width(d):4.1f}" for d in (b - a, c - b)]
+#             print(f"trained at {bias:3}  {habitats:9} {score:9} NL-CCAM - CAM {told[0]}   CI-CAM - NL-CCAM {told[1]}")
 
 # %% [markdown]
 # TODO(results): say what the data say. Does CI-CAM lose less than CAM and NL-CCAM as the bias grows? Does it lose less in swapped habitats? Is CI-CAM minus NL-CCAM larger at 1 than at 0? Only then does the pool answer to *context*. A gain that is the same at 0 has another
@@ -724,14 +792,15 @@ for bias in biases:
 # ```
 
 # %%
-parts = {f"CI-CAM, rate {rate}": {"stages.ci-cam.args.rate": rate} for rate in ("0", "0.002", "0.015")}
-parts["CI-CAM, all pictures"] = {"stages.ci-cam.args.faithful_to": "paper"}
-parts["NL-CCAM, ci_quadratic"] = {"stages.nl-ccam.args.rule": "ci_quadratic"}
-rows = {title: claim[title, "1", "own"] for title in methods_shown}
-rows |= {title: read("context_pool_parts", **setting) for title, setting in parts.items()}
-for title, one in rows.items():
-    told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
-    print(f"{title:22} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}   {len(one['pxap'])} seeds")
+# TODO(results): uncomment when the results file is there
+# parts = {f"CI-CAM, rate {rate}": {"stages.ci-cam.args.rate": rate} for rate in ("0", "0.002", "0.015")}
+# parts["CI-CAM, all pictures"] = {"stages.ci-cam.args.faithful_to": "paper"}
+# parts["NL-CCAM, ci_quadratic"] = {"stages.nl-ccam.args.rule": "ci_quadratic"}
+# rows = {title: claim[title, "1", "own"] for title in methods_shown}
+# rows |= {title: read("context_pool_parts", **setting) for title, setting in parts.items()}
+# for title, one in rows.items():
+#     told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
+#     print(f"{title:22} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}   {len(one['pxap'])} seeds")
 
 # %% [markdown]
 # TODO(results): CI-CAM against its own self with an empty pool is the fair test of the pool; NL-CCAM with `ci_quadratic` is the fair test of the rule. The default rate of 0.01 is the row CI-CAM. Then assert it.
@@ -749,26 +818,28 @@ for title, one in rows.items():
 
 
 # %%
-def photographs(name):
-    """Print the floors and all methods on one data set; return GT-known of each."""
-    frozen = grid.read(f"cam_family_{name}")["cells"].values()
-    found = {"CAM, frozen": next(c for c in frozen if c["setting"]["stages.cam.args.variant"] == "cam")}
-    for c in grid.read(f"context_pool_{name}")["cells"].values():
-        found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
-    rows = [(title, floor, None) for title, floor in found["ci-cam"]["floors"].items()]
-    rows += [(title, c["scores"], c["intervals"]["gt_known"]) for title, c in found.items()]
-    print(f"{found['ci-cam']['data']}, n = {found['ci-cam']['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
-    for title, scores, ends in rows:
-        line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
-        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
-    return {title: scores["gt_known"] for title, scores, _ in rows}
-
-
-# %%
-on_cub = photographs("cub")
+# TODO(results): uncomment when the results file is there
+# def photographs(name):
+#     """Print the floors and all methods on one data set; return GT-known of each."""
+#     frozen = grid.read(f"cam_family_{name}")["cells"].values()
+#     found = {"CAM, frozen": next(c for c in frozen if c["setting"]["stages.cam.args.variant"] == "cam")}
+#     for c in grid.read(f"context_pool_{name}")["cells"].values():
+#         found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
+#     rows = [(title, floor, None) for title, floor in found["ci-cam"]["floors"].items()]
+#     rows += [(title, c["scores"], c["intervals"]["gt_known"]) for title, c in found.items()]
+#     print(f"{found['ci-cam']['data']}, n = {found['ci-cam']['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
+#     for title, scores, ends in rows:
+#         line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
+#         print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
+#     return {title: scores["gt_known"] for title, scores, _ in rows}
 
 # %%
-on_tiny = photographs("tiny-imagenet")
+# TODO(results): uncomment when the results file is there
+# on_cub = photographs("cub")
+
+# %%
+# TODO(results): uncomment when the results file is there
+# on_tiny = photographs("tiny-imagenet")
 
 # %% [markdown]
 # (MaxBoxAcc chooses its threshold on the test boxes and is an upper bound.)
