@@ -244,7 +244,9 @@ plt.show()
 for b in (1, 2, 4, 8):
     seen, exact, moved = (values[b * 10] for values in three_answers(1))
     cleared = 100 * (seen - moved) / (seen - exact)
-    print(f"b {b}   seeing {seen:.3f}   doing {exact:.3f}   moved inside {moved:.3f}   of the bias {cleared:.0f} % cleared")
+    print(
+        f"b {b}   seeing {seen:.3f}   doing {exact:.3f}   moved inside {moved:.3f}   {cleared:.0f} % of the bias cleared"
+    )
 assert all((three_answers(a)[2] >= three_answers(a)[1] - 1e-12).all() for a in (0, 1, 2, 3))
 
 # %% [markdown]
@@ -272,7 +274,7 @@ with torch.no_grad():
     received = (look @ v).T.reshape(1, 16, 4, 5)
     by_hand = x + block.norm(block.mix(received))
     assert torch.allclose(block(x), by_hand, atol=1e-5)
-    print("block changes its input:", not torch.equal(block(x), x), "  norm weights:", block.norm.weight.unique().tolist())
+    print("block changes its input:", not torch.equal(block(x), x), "  norm:", block.norm.weight.unique().tolist())
 
 # %% [markdown]
 # It does nothing! The weight of the norm at its end starts at **zero**. So a network with ImageNet weights starts as it was, and opens a block as far as it helps. Two more habits of the authors: questions and keys
@@ -359,7 +361,8 @@ with torch.no_grad():
     shown[0, pi] = pool.pool[pi]  # [1,K,h,w], zero but for one class
     x_e = x + x * pool.project(shown)  # [1,C,h,w]
     assert torch.allclose(pool(x, pi), x_e, atol=1e-5)
-    assert torch.allclose(F.conv2d(shown, pool.project.weight)[0], pool.project.weight[:, pi, 0, 0, None] * pool.pool[pi])
+    column = pool.project.weight[:, pi, :, :]  # [C,1,1,1]
+    assert torch.allclose(F.conv2d(shown, pool.project.weight), column[:, 0] * pool.pool[pi])
 
 # %% [markdown]
 # ### Filling it
@@ -528,8 +531,8 @@ print(f"pool of one class and of another: {(torch.corrcoef(Q).sum() - 12).item()
 assert np.mean(r) > 0.3 and (torch.corrcoef(Q).sum() - 12) / 132 > 0.4
 
 # %% [markdown]
-# The pool is what its update says: a mean class map. It is not the landscape. Much of it is *where animals tend to be*, and the maps of different classes are alike. A mean over pictures washes out what is
-# different from one to the next, and a horizon, too. What stays is a prior of the position, brighter in the middle.
+# The pool is what its update says: a mean class map. Whatever spoke for the class is in it, animal and landscape alike. But a mean over pictures washes out what is different from one to the next. What stays is *where in the frame* evidence tends to be. That goes along with where
+# animals tend to be, and the maps of different classes are alike. It is more a prior of the position than a picture of a habitat.
 #
 # ### Does the second look see anything new?
 #
@@ -540,11 +543,11 @@ shares, background = {}, torch.from_numpy(~home.masks)  # [300,64,64]
 for title, cams, answer in (("first", plain, seen.plain_logits), ("second", seen.cams, seen.logits)):
     heat = maps.normalize(maps.resize(ci_cam.combine(cams, answer, "ci_quadratic"), 64))  # [300,64,64]
     shares[title] = heat
-    print(f"{title:6} look: mean of the map on the animal {heat[~background].mean():.3f}, elsewhere {heat[background].mean():.3f}")
-both = torch.stack([heat.flatten() for heat in shares.values()])
+    print(f"{title:6} look: mean on the animal {heat[~background].mean():.3f}, elsewhere {heat[background].mean():.3f}")
 change = ours.pool(seen.features, seen.plain_logits.argmax(1)) - seen.features  # [300,C,h,w]
-print(f"features change by {change.norm() / seen.features.norm():.2f} of their size; the maps correlate at {torch.corrcoef(both)[0, 1]:.3f}")
-assert torch.corrcoef(both)[0, 1] > 0.9
+alike = torch.corrcoef(torch.stack([heat.flatten() for heat in shares.values()]))[0, 1]
+print(f"features change by {change.norm() / seen.features.norm():.2f} of their size; the maps correlate at {alike:.3f}")
+assert alike > 0.9
 
 # %% [markdown]
 # The features change a good deal, and the map hardly at all: animal and landscape keep their brightness, neither cleaner nor sharper. The head is why: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
@@ -560,7 +563,8 @@ swaps = {"as trained": kept, "forgotten": 0 * kept, "another class's": kept.roll
 moved = {}
 for title, Q in swaps.items():
     ours.pool.pool.copy_(Q)
-    judge, after = engine.evaluate(ours, home, rule, progress=False), ours.localize(torch.cat([inputs, moved_home])).logits
+    after = ours.localize(torch.cat([inputs, moved_home])).logits
+    judge = engine.evaluate(ours, home, rule, progress=False)
     s, ends = judge.compute(), judge.interval()
     moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item()
     print(f"{title:16} logits move by {moved[title][0]:.2f}   names changed {moved[title][1]:2} of 600"
@@ -630,9 +634,9 @@ hook.remove()
 with torch.no_grad():
     q, k = (part(caught["x"]).flatten(2).mT for part in (last.query, last.key))  # [8,hw,C/8]
     look = (q @ k.mT).softmax(2)  # [8,hw,hw]
-common = (look - look.mean(1, keepdim=True)).abs().sum(2).mean() / 2
-print(f"opened to {last.norm.weight.abs().mean():.2f}; a place's look differs from the mean look in {common:.2f} of its weight")
-assert last.norm.weight.abs().mean() > 0.01 and common < 0.5
+apart, gain = (look - look.mean(1, keepdim=True)).abs().sum(2).mean() / 2, last.norm.weight.abs().mean()
+print(f"opened to {gain:.2f}; a place's look differs from the mean look in {apart:.2f} of its weight")
+assert gain > 0.01 and apart < 0.5
 
 # %% tags=["nbval-ignore-output"]
 figures.gallery(
@@ -657,7 +661,8 @@ spot = torch.zeros(1, 1, 8, 8)
 spot[0, 0, 2, 5] = 1  # features at one place only
 attention = torch.ones(1, 1, 8, 8)
 elementwise, product = spot * attention, spot @ attention
-print("places that change:", int(elementwise.count_nonzero()), "elementwise,", int(product.count_nonzero()), "by matrix product")
+for title, changed in {"elementwise": elementwise, "by matrix product": product}.items():
+    print(f"{title:18} places that change: {changed.count_nonzero()}")
 assert elementwise.count_nonzero() == 1 and product.count_nonzero() == 8
 
 # %% [markdown]
@@ -668,8 +673,8 @@ assert elementwise.count_nonzero() == 1 and product.count_nonzero() == 8
 # **The sum.** Equation 7 speaks of one picture; the code sums over those of the batch. Whether it is a sum or a mean makes no difference, for bn follows. (In the *order* of pictures, one update each, it would.)
 
 # %%
-together, apart = torch.randn(2, 4, 1, 8, 8).unbind()  # [4,1,8,8]: four pictures' maps of one class
-summed, averaged = ci_cam.standardize(together.sum(0)), ci_cam.standardize(together.mean(0))
+four = torch.randn(4, 1, 8, 8)  # four pictures' maps of one class
+summed, averaged = ci_cam.standardize(four.sum(0)), ci_cam.standardize(four.mean(0))
 print(f"sum against mean: {(summed - averaged).abs().max():.4f}")
 assert torch.allclose(summed, averaged, atol=1e-3)
 
@@ -874,7 +879,9 @@ published = [  # (data and network, resize -> crop, NL-CCAM, CI-CAM, floor): GT-
     ("ILSVRC, VGG16", "288 -> 224", 62.9, 63.6, 60.5),
 ]
 for title, crop, nl, ci, floor in published:
-    print(f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   CI-CAM - NL-CCAM {ci - nl:4.1f}")
+    print(
+        f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   CI-CAM - NL-CCAM {ci - nl:4.1f}"
+    )
 whole = {"CUB, VGG16": (75.8, 59.6), "CUB, InceptionV3": (69.7, 59.6)}  # the authors' earlier logs
 for title, (ci, floor) in whole.items():
     print(f"{title:17} whole picture   CI-CAM {ci:.1f}   floor {floor:.1f}")
