@@ -563,20 +563,19 @@ assert alike > 0.9
 # Next, keep the network and exchange the pool: empty, another class's map, the mean of all (which is nearer to the adjustment), upside down.
 
 # %% tags=["nbval-ignore-output"]
-kept = ours.pool.pool.clone()
-moved_home = torch.stack([item["image"] for item in worlds["shuffled"]])  # [300,3,64,64]
-before = ours.localize(torch.cat([inputs, moved_home])).logits  # [600,K]
+kept, moved = ours.pool.pool.clone(), {}
+more = torch.cat([inputs, torch.stack([item["image"] for item in worlds["shuffled"]])])  # [600,3,64,64]
+before = ours.localize(more).logits  # [600,K]
 swaps = {"as trained": kept, "forgotten": 0 * kept, "another class's": kept.roll(1, 0),
          "mean of all": kept.mean(0, keepdim=True).expand_as(kept), "upside down": kept.flip(1)}  # fmt: skip
-moved = {}
 for title, Q in swaps.items():
     ours.pool.pool.copy_(Q)
-    after = ours.localize(torch.cat([inputs, moved_home])).logits
+    after = ours.localize(more).logits
     judge = engine.evaluate(ours, home, rule, progress=False)
-    s, ends = judge.compute(), judge.interval()
+    s, (low, high) = judge.compute(), judge.interval()
     moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item()
     print(f"{title:16} logits move by {moved[title][0]:.2f}   names changed {moved[title][1]:2} of 600"
-          f"   GT-known {s.gt_known:4.1f}  95% [{ends[0]:.1f}, {ends[1]:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
+          f"   GT-known {s.gt_known:4.1f}  95% [{low:.1f}, {high:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
 ours.pool.pool.copy_(kept)
 
 # %%
