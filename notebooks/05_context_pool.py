@@ -274,8 +274,9 @@ assert all((three_answers(a)[2] >= three_answers(a)[1] - 1e-12).all() for a in (
 # the values, weighted by how well question and key match:
 
 # %%
+torch.manual_seed(0)
 block = ci_cam.NonLocal(16).eval()
-x = torch.randn(1, 16, 4, 5, generator=torch.Generator().manual_seed(0))  # [B,C,h,w]
+x = torch.randn(1, 16, 4, 5)  # [B,C,h,w]
 with torch.no_grad():
     q, k, v = (part(x)[0].flatten(1).T for part in (block.query, block.key, block.value))  # [hw,2], [hw,2], [hw,16]
     look = (q @ k.T).softmax(dim=1)  # [hw,hw]: row i says where place i looks
