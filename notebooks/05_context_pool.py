@@ -558,7 +558,7 @@ print(f"features change by {change.norm() / seen.features.norm():.2f} of their s
 assert alike > 0.9
 
 # %% [markdown]
-# The features change a good deal, and the map hardly at all: animal and landscape keep their brightness, neither cleaner nor sharper. The head is why: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
+# The features change a good deal, and the map hardly at all: animal and landscape keep about the brightness they had. A likely reason is the head: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
 #
 # Next, keep the network and exchange the pool: empty, another class's map, the mean of all (which is nearer to the adjustment), upside down.
 
