@@ -582,7 +582,7 @@ ours.pool.pool = kept
 assert moved["as trained"] == (0, 0) and moved["forgotten"][0] > 0.01
 
 # %% [markdown]
-# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
+# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. Here the logits move and hardly a name; a network that leans more on its pool loses names as well. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
 # weights has this second row. Here it is a buffer, and checkpoints hold it.
 #
 # But see how *little* changes, and that the map of the wrong class does as well as the right one. The intervals are wide, and this is one short run; the grid below has more to say.
