@@ -627,7 +627,7 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# All three name the landscape: not one of them survives the move. All three light it up. And so short a training leaves all of them below a blank guess, so these boxes decide nothing; the grid below will.
+# All three name the landscape: not one of them survives the move. All three light it up. After so short a training none is clearly above a blank guess, by boxes, by pixels or by pointing. So these numbers decide nothing between them; the grid below will.
 #
 # ### Where does a place look?
 #
