@@ -148,8 +148,8 @@ assert D[0] < D[3] and D[2] < D[3] and D[0] < D[6]
 # One picture may mislead. The same masks on 300 test pictures, for five classifiers and for telling parts of three sizes:
 #
 # ```
-# python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 --set data.options.families=1 \
-#     --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
+# python -m tools.hand_masks scenes/weight-map --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 \
+#     --set data.options.families=1 --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
 # ```
 
 # %%
