@@ -343,7 +343,7 @@ figures.slider(
 )  # fmt: skip
 
 # %% [markdown]
-# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes shrink, for the loss pays for every pixel that can go. This is the
+# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes begin to shrink, for the loss pays for every pixel that can go. This is the
 # paper's **over-segmentation**. The table by hand says how far it will go: where the part costs little more than the animal, little holds the mask at the animal's outline. So the epoch is not a
 # detail. It is half of the method.
 
@@ -368,6 +368,8 @@ kept = len(history.epochs) - 1 if history.kept_epoch is None else history.kept_e
 right.axvline(kept, color="grey", linestyle="--", label="kept")
 right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None))
 right.legend()
+for axis in (left, right):
+    axis.set_xticks(range(len(history.epochs)))
 plt.show()
 
 # %% [markdown]
