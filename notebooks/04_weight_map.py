@@ -356,20 +356,19 @@ figures.slider(
 
 # %% mystnb={"image": {"alt": "Left: S and the shown area on held-out training pictures, both near one, and S of stretched masks on test pictures, which is highest in the first epoch; right: GT-known on test pictures, lowest in the first epoch."}} tags=["nbval-ignore-output"]
 columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completeness", "shown_area")}
+ticks = range(len(history.epochs))
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 for (key, values), marker in zip(columns.items(), "os", strict=True):
     left.plot(values, marker=marker, label=key)
 left.plot(observer.stretched, marker="^", label="completeness, stretched")
 left.axhline(0.9, color="grey", linestyle=":")
-left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05))
+left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05), xticks=ticks)
 left.legend(loc="lower left")
 right.plot(observer.gt_known, marker="o", color="black")
-kept = len(history.epochs) - 1 if history.kept_epoch is None else history.kept_epoch  # None: the last one
+kept = ticks[-1] if history.kept_epoch is None else history.kept_epoch  # None: the last one
 right.axvline(kept, color="grey", linestyle="--", label="kept")
-right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None))
+right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None), xticks=ticks)
 right.legend()
-for axis in (left, right):
-    axis.set_xticks(range(len(history.epochs)))
 plt.show()
 
 # %% [markdown]
