@@ -355,11 +355,10 @@ figures.slider(
 # Of the epochs that pass, the one with the largest mean $S$ is kept.
 
 # %% mystnb={"image": {"alt": "Left: S and the shown area on held-out training pictures, both near one, and S of stretched masks on test pictures, which is highest in the first epoch; right: GT-known on test pictures, lowest in the first epoch."}} tags=["nbval-ignore-output"]
-columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completeness", "shown_area")}
 ticks = range(len(history.epochs))
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-for (key, values), marker in zip(columns.items(), "os", strict=True):
-    left.plot(values, marker=marker, label=key)
+for key, marker in (("completeness", "o"), ("shown_area", "s")):
+    left.plot([epoch[key] for epoch in history.epochs], marker=marker, label=key)
 left.plot(observer.stretched, marker="^", label="completeness, stretched")
 left.axhline(0.9, color="grey", linestyle=":")
 left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05), xticks=ticks)
