@@ -480,15 +480,16 @@ moved = {}
 for habitats in ("own", "shuffled", "swapped"):
     animals = load("scenes", "test", n=300, view=rule, context_bias=1.0, habitats=habitats)
     moved[habitats] = evaluate(local, animals, rule, progress=False).compute()
-    print(f"{habitats:9} classes {moved[habitats].top1_cls:5.1f}   GT-known {moved[habitats].gt_known:5.1f}")
+    blank = trivial_floors(rule, [animals.boxes(i) for i in range(len(animals))], animals.image_sizes)
+    told = f"classes {moved[habitats].top1_cls:5.1f}   GT-known {moved[habitats].gt_known:5.1f}"
+    print(f"{habitats:9} {told}   floor {blank['centred Gaussian'].gt_known:5.1f}")
 
 # %%
 lost = {name: getattr(moved["own"], name) - getattr(moved["swapped"], name) for name in ("top1_cls", "gt_known")}
 assert lost["top1_cls"] > 2 * abs(lost["gt_known"]) and lost["top1_cls"] > 10
 
 # %% [markdown]
-# (One seed, n = 300, the protocol as above. So short a training leaves CAM below the floor that the full grid will print; here only the names
-# matter.) The same animals, moved to where another species lives, are called by the *other* name. Below, the same picture in both
+# (One seed, n = 300, the protocol as above. So short a training leaves CAM below the floor; here only the names matter.) The same animals, moved to where another species lives, are called by the *other* name. Below, the same picture in both
 # places, with the map of the true class and the box at a threshold of half its maximum.
 
 # %%
@@ -665,7 +666,7 @@ assert on_cub["cam"] < on_cub["centred Gaussian"] - 5 and on_cub["layer-cam"] > 
 #
 # Something drags the map *away* from the bird, and it is worth finding out what.
 #
-# ## Why birds are hard: heads draw the map
+# ## Why birds are hard: is it the head?
 #
 # A small live version: a head fitted on every third training picture, 150 test pictures.
 
