@@ -614,8 +614,8 @@ for title, bias in (("mask, method II", "0.5"), *((title, "0") for title in kind
     claim[title, bias] = read("weight_map_siamese", recipe=kinds[title], **{bias_key: bias})
 for bias in ("0.5", "0"):
     for title in kinds:
-        tell(f"bias {bias:3}  {title}", claim[title, bias])
-    tell(f"bias {bias:3}  floor", claim["mask, method II", bias], "floor ")
+        tell(f"bias {bias:3} {title}", claim[title, bias])
+    tell(f"bias {bias:3} floor", claim["mask, method II", bias], "floor ")
 
 # %%
 for bias in ("0.5", "0"):
