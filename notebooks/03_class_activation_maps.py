@@ -625,14 +625,10 @@ assert 56 < live.gt_known < 70 and live.gt_known > floors["centred Gaussian"].gt
 # %%
 def family(name):
     """Print floors and the variants of CAM on one data set; returns GT-known of each."""
-    cells = list(grid.read(f"cam_family_{name}")["cells"].values())
-    print(f"{cells[0]['data']}, n = {cells[0]['n']}\n{'':18}MaxBoxAcc    V2    GT-known, 95 %        Top-1 Loc")
-    rows = [(floor, scores, None) for floor, scores in cells[0]["floors"].items()]
-    rows += [(c["setting"]["stages.cam.args.variant"], c["scores"], c["intervals"]["gt_known"]) for c in cells]
-    for label, scores, ends in rows:
-        line = f"{label:18} {scores['max_box_acc']:6.2f} {scores['max_box_acc_v2']:8.2f} {scores['gt_known']:7.2f}  "
-        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.2f}" if ends else ""))
-    return {label: scores["gt_known"] for label, scores, _ in rows}
+    cells = grid.read(f"cam_family_{name}")["cells"].values()
+    variants = {c["setting"]["stages.cam.args.variant"]: c for c in cells}
+    print(grid.score_table(variants))
+    return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(variants).items()}
 
 
 # %%

@@ -434,6 +434,7 @@ assert best["0.35"] - left_over["0.35"] > 2 and best["0.5"] - left_over["0.5"] >
 def read(name, **setting):
     """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
     cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
+    cells.sort(key=lambda c: c["seed"])
     floor, names = [c["floors"]["centred Gaussian"] for c in cells], ("gt_known", "pxap", "piou")
     scores = {name: np.array([c["scores"][name] for c in cells]) for name in names}
     return scores | {f"floor {name}": np.array([f[name] for f in floor]) for name in names}
@@ -609,27 +610,27 @@ assert siamese.stages[-1].needs == {"embedding": "embedding", "classifier": "cam
 # %%
 bias_key = "data.options.context_bias"
 kinds = {"CAM": "scenes/cam", "mask, method I": "scenes/weight-map", "mask, method II": "scenes/siamese-weight-map"}
-claim |= {(title, "0.5"): claim[title, "0.2"] for title in ("CAM", "mask, method I")}
+worlds = {(title, "0.5"): claim[title, "0.2"] for title in ("CAM", "mask, method I")}
 for title, bias in (("mask, method II", "0.5"), *((title, "0") for title in kinds)):
-    claim[title, bias] = read("weight_map_siamese", recipe=kinds[title], **{bias_key: bias})
+    worlds[title, bias] = read("weight_map_siamese", recipe=kinds[title], **{bias_key: bias})
 for bias in ("0.5", "0"):
     for title in kinds:
-        tell(f"bias {bias:3}  {title}", claim[title, bias])
-    tell(f"bias {bias:3}  floor", claim["mask, method II", bias], "floor ")
+        tell(f"bias {bias:3} {title}", worlds[title, bias])
+    tell(f"bias {bias:3} floor", worlds["mask, method II", bias], "floor ")
 
 # %%
 for bias in ("0.5", "0"):
     for title in ("mask, method I", "mask, method II"):
-        gain = claim[title, bias]["gt_known"] - claim["CAM", bias]["gt_known"]
+        gain = worlds[title, bias]["gt_known"] - worlds["CAM", bias]["gt_known"]
         print(f"bias {bias:3}  {title:15}  GT-known minus CAM's {gain.mean():5.1f} ± {grid.half_width(gain):.1f}")
         assert gain.mean() > grid.half_width(gain)
-        assert claim[title, "0"]["gt_known"].mean() > claim[title, "0.5"]["gt_known"].mean()
+        assert worlds[title, "0"]["gt_known"].mean() > worlds[title, "0.5"]["gt_known"].mean()
 runs = [c for c in grid.read("weight_map_siamese")["cells"].values() if c["setting"]["recipe"] == siamese.name]
 print("epochs of method II that S kept:", [c["kept_epochs"]["mask"] for c in runs])
 
 # %%
 for bias in ("0.5", "0"):
-    one, two = claim["mask, method I", bias], claim["mask, method II", bias]
+    one, two = worlds["mask, method I", bias], worlds["mask, method II", bias]
     ahead = {score: one[score] - two[score] for score in ("gt_known", "pxap")}
     told = [f"{score} {gap.mean():.1f} ± {grid.half_width(gap):.1f}" for score, gap in ahead.items()]
     print(f"bias {bias:3}  method I minus method II: {'   '.join(told)}")
@@ -728,14 +729,9 @@ def photographs(name):
     cam = next(c for c in cams if c["setting"]["stages.cam.args.variant"] == "cam")
     masks = {c["setting"]["recipe"]: c for c in grid.read(f"weight_map_{name}")["cells"].values()}
     one, two = (masks[f"{name}/{method}-lite0"] for method in ("weight-map", "siamese-weight-map"))
-    rows = [(title, floor, None) for title, floor in one["floors"].items()]
     measured = {"CAM": cam, "mask, method I": one, "mask, method II": two}
-    rows += [(title, c["scores"], c["intervals"]["gt_known"]) for title, c in measured.items()]
-    print(f"{one['data']}, n = {one['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
-    for title, scores, ends in rows:
-        line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
-        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
-    return {title: scores["gt_known"] for title, scores, _ in rows}
+    print(grid.score_table(measured))
+    return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(measured).items()}
 
 
 # %%

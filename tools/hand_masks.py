@@ -9,7 +9,7 @@ The classifier is the first stage of a recipe; no mask is learned. On photograph
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from wsol_lib import engine, grid  # noqa: E402
 from wsol_lib.data.dataset import WsolDataset  # noqa: E402
 from wsol_lib.data.scenes import Scenes  # noqa: E402
 from wsol_lib.methods.weight_map import invariance_loss  # noqa: E402
+from wsol_lib.recipe import Recipe  # noqa: E402
 
 BATCH = 50
 GROW = 7  # pixels of the square by which the part is grown, so that its edge is seen
@@ -40,16 +41,15 @@ def in_boxes(boxes: Tensor, shape: Sequence[int]) -> Tensor:
     return mask
 
 
-def masks_by_hand(dataset: WsolDataset, i: int) -> dict[str, Tensor]:
-    """Masks Float[h,w] of picture i by name."""
-    item = dataset[i]
+def masks_by_hand(item: Mapping[str, Any], part: Tensor | None) -> dict[str, Tensor]:
+    """Masks Float[h,w] by name: of a scene from its `mask` and that of its part, of a photograph from its `boxes`."""
     whole = torch.ones(item["image"].shape[-2:])
     by_name = {"all": whole, "all, at half": whole / 2, "nothing": whole * 0}
-    if not isinstance(dataset, Scenes):
+    if part is None:
         box = in_boxes(item["boxes"], whole.shape)
         return by_name | {"box": box, "all but box": 1 - box}
-    animal, part = item["mask"].float(), torch.from_numpy(dataset.part_masks[i]).float()
-    grown = F.max_pool2d(part[None], GROW, stride=1, padding=GROW // 2)[0]
+    animal = item["mask"].float()
+    grown = F.max_pool2d(part.float()[None], GROW, stride=1, padding=GROW // 2)[0]
     return by_name | {"animal": animal, "all but animal": 1 - animal, "part": grown, "all but part": 1 - grown}
 
 
@@ -67,12 +67,21 @@ def judge_all(f: Any, dataset: WsolDataset, n: int) -> dict[str, dict[str, float
     """What `judge` says of every mask, as means over n pictures, evenly spread; names kept in per cent."""
     found: dict[str, list[Tensor]] = {}
     for places in torch.linspace(0, len(dataset) - 1, n).long().split(BATCH):
-        masks = [masks_by_hand(dataset, i) for i in places.tolist()]
-        images = torch.stack([dataset[i]["image"] for i in places.tolist()])  # [B,3,h,w]
+        items = [dataset[i] for i in places.tolist()]
+        parts = torch.from_numpy(dataset.part_masks)[places] if isinstance(dataset, Scenes) else [None] * len(items)
+        masks = [masks_by_hand(item, part) for item, part in zip(items, parts, strict=True)]
+        images = torch.stack([item["image"] for item in items])  # [B,3,h,w]
         for name in masks[0]:
             found.setdefault(name, []).append(judge(f, images, torch.stack([each[name] for each in masks])))
     means = {name: torch.cat(parts).double().mean(0).tolist() for name, parts in found.items()}
     return {name: {"invariance": d, "area": area, "kept": 100 * kept} for name, (d, area, kept) in means.items()}
+
+
+def by_hand(recipe: Recipe, n: int, out: str) -> dict[str, Any]:
+    """Train the classifier of a recipe of one stage, and judge the masks on n of its test pictures."""
+    result = engine.run(recipe, out)
+    dataset, _ = engine.evaluation_data(recipe)
+    return {**(result.results or {}), "by_hand": judge_all(result.localizer, dataset, n), "pictures": n}
 
 
 def main(
@@ -84,17 +93,10 @@ def main(
     n: Annotated[int, typer.Option(help="How many test pictures, evenly spread.")] = 300,
     out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
 ) -> None:
-    """Train the classifiers that are not trained yet, and judge the masks."""
-    axes = dict(grid.axis(text) for text in vary or [])
-    finished = {}
-    for setting, whole in grid.cells(recipes, set_ or [], axes, [int(seed) for seed in seeds.split(",")]):
-        recipe = whole.model_copy(update={"stages": whole.stages[:1]})
-        result = engine.run(recipe, out)
-        dataset, _ = engine.evaluation_data(recipe)
-        found = {"by_hand": judge_all(result.localizer, dataset, n), "pictures": n}
-        key = engine.digest(recipe.model_dump(mode="json"))
-        finished[key] = {"setting": setting, **(result.results or {}), **found}
-        grid.store(to, finished)
+    """Train the classifiers that are not trained yet, and judge the masks. Cells that the file holds are kept."""
+    cells = grid.asked(recipes, set_ or (), vary or (), seeds)
+    first = [(setting, recipe.model_copy(update={"stages": recipe.stages[:1]})) for setting, recipe in cells]
+    grid.collect(first, to, lambda recipe: by_hand(recipe, n, out))
 
 
 if __name__ == "__main__":
