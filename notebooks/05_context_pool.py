@@ -726,7 +726,7 @@ assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitte
 #
 # ## The claim, tested
 #
-# TODO(results): neutral text until the grid is there. The claim is that the pool frees the map from its context. So turn the context: train at `context_bias` 0, a half and 1, and test *every* network in the same three worlds, whose species are in their own habitats for certain, in random ones, in
+# The claim is that the pool frees the map from its context. So turn the context: train at `context_bias` 0, a half and 1, and test *every* network in the same three worlds, whose species are in their own habitats for certain, in random ones, in
 # wrong ones. Five seeds; protocol `wsolevaluation` at 64 pixels, 1,000 test pictures, cross-fitted threshold. Beside GT-known stands PxAP, which scores pixels and not boxes.
 #
 # ```
@@ -736,86 +736,107 @@ assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitte
 # ```
 
 # %%
-# TODO(results): uncomment when the results file is there
-# methods_shown = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-cam"}
-# biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
-#
-#
-# def read(name, **setting):
-#     """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
-#     cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
-#     floors, kinds = [c["floors"]["centred Gaussian"] for c in cells], ("top1_cls", "gt_known", "pxap")
-#     found = {kind: np.array([c["scores"][kind] for c in cells]) for kind in kinds}
-#     return found | {f"floor {kind}": np.array([f[kind] for f in floors]) for kind in kinds[1:]}
+kinds = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-cam"}
+biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
+bias_key = "data.options.context_bias"
+
+
+def read(name, setting):
+    """Score -> array over the seeds, for the cells of a results file with this very setting; of the floor too."""
+    cells = [c for c in grid.read(name)["cells"].values() if c["setting"] == setting]
+    cells.sort(key=lambda c: c["seed"])
+    found = {k: np.array([c["scores"][k] for c in cells]) for k in ("top1_cls", "gt_known", "pxap")}
+    floors = {f"floor {k}": [c["floors"]["centred Gaussian"][k] for c in cells] for k in ("gt_known", "pxap")}
+    return found | {k: np.array(values) for k, values in floors.items()}
 
 # %%
-# TODO(results): uncomment when the results file is there
-# claim = {}
-# for title, recipe in methods_shown.items():
-#     for bias in biases:
-#         for habitats in places:
-#             keys = {"data.options.context_bias": bias, "evaluate.options.habitats": habitats}
-#             one = claim[title, bias, habitats] = read("context_pool_scenes", recipe=recipe, **keys)
-#             told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
-#             print(f"{title:8} trained at {bias:3}  {habitats:9} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}")
+claim = {}
+for title, recipe in kinds.items():
+    for bias in biases:
+        for habitats in places:
+            setting = {"recipe": recipe, bias_key: bias, "evaluate.options.habitats": habitats}
+            claim[title, bias, habitats] = read("context_pool_scenes", setting)
+
+
+def told(values):
+    """Mean and half of the 95 % interval over the seeds."""
+    return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
 
 # %%
-# TODO(results): uncomment when the results file is there
-# for habitats in places:
-#     one = claim["CAM", "0", habitats]
-#     print(f"floor, tested {habitats:9} GT-known {one['floor gt_known'].mean():.1f}   PxAP {one['floor pxap'].mean():.1f}")
+for score in ("top1_cls", "gt_known", "pxap"):
+    print(f"{score:9}{'trained at':>22}   tested: {'own':14}{'shuffled':14}swapped")
+    for bias in biases:
+        for title in kinds:
+            cells = "   ".join(told(claim[title, bias, habitats][score]) for habitats in places)
+            print(f"{'':9} {title:10}{bias:>8}      {cells}")
+    if score != "top1_cls":
+        blank = [claim["CAM", "0", habitats][f"floor {score}"].mean() for habitats in places]
+        print(f"{'':9} {'floor':24}" + "".join(f"{value:5.1f}{'':9}" for value in blank))
 
 # %% mystnb={"image": {"alt": "GT-known of CAM, NL-CCAM, CI-CAM and the floor over the context bias in training, in three panels: tested in own, shuffled and swapped habitats; values as printed above."}}
-# TODO(results): uncomment when the results file is there
-# figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True)
-# for axis, habitats in zip(axes, places, strict=True):
-#     series = {title: [claim[title, bias, habitats]["gt_known"] for bias in biases] for title in methods_shown}
-#     series["floor"] = [claim["CAM", bias, habitats]["floor gt_known"] for bias in biases]
-#     for (title, rows), marker in zip(series.items(), "os^x", strict=True):
-#         spread = [grid.half_width(row) for row in rows]
-#         axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
-#     axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
-# axes[0].set(ylabel="GT-known, per cent")
-# axes[0].legend(fontsize=10)
-# plt.show()
-
-# %%
-# TODO(results): uncomment when the results file is there
-# for bias in biases:
-#     for habitats in places:
-#         for score in ("gt_known", "pxap"):
-#             a, b, c = (claim[title, bias, habitats][score] for title in methods_shown)
-#             told = [f"{d.mean():5.1f} ± {grid.half_width(d):4.1f}" for d in (b - a, c - b)]
-#             print(f"trained at {bias:3}  {habitats:9} {score:9} NL-CCAM - CAM {told[0]}   CI-CAM - NL-CCAM {told[1]}")
+figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True)
+for axis, habitats in zip(axes, places, strict=True):
+    series = {title: [claim[title, bias, habitats]["gt_known"] for bias in biases] for title in kinds}
+    series["floor"] = [claim["CAM", bias, habitats]["floor gt_known"] for bias in biases]
+    for (title, rows), marker in zip(series.items(), "os^x", strict=True):
+        spread = [grid.half_width(row) for row in rows]
+        axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
+    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
+axes[0].set(ylabel="GT-known, per cent")
+axes[0].legend(fontsize=10)
+plt.show()
 
 # %% [markdown]
-# TODO(results): say what the data say. Does CI-CAM lose less than CAM and NL-CCAM as the bias grows? Does it lose less in swapped habitats? Is CI-CAM minus NL-CCAM larger at 1 than at 0? Only then does the pool answer to *context*. A gain that is the same at 0 has another
-# cause. Mind that NL-CCAM and CI-CAM draw by the names they believe, and CAM by the true one. Then assert it.
+# PROSE1
 #
 # ### Which part does it?
 #
-# CI-CAM differs from NL-CCAM in two things, the pool and the rule of combination. So take them apart, at `context_bias=1`, at home: no pool at all ($\lambda = 0$ leaves it empty), the two published rates, the reading of the paper without a filter, and NL-CCAM with the rule of CI-CAM.
+# CI-CAM differs from CAM in four things: blocks, the rule of combination, the pool, and that nobody tells it the name. Take them apart, one at a time, with species in their habitats or anywhere in training, and tested at home: no blocks; the other rule; an empty pool ($\lambda = 0$);
+# and at `context_bias=1` the two published rates, and the reading of the paper without a filter.
 #
 # ```
-# (each with --to results/context_pool_parts.json --seeds 0,1,2,3,4 --set data.options.context_bias=1)
-# wsol compare scenes/ci-cam --vary stages.ci-cam.args.rate=0,0.002,0.015
-# wsol compare scenes/ci-cam --vary stages.ci-cam.args.faithful_to=paper
-# wsol compare scenes/nl-ccam --vary stages.nl-ccam.args.rule=ci_quadratic
+# OPTIONS="--to results/context_pool_parts.json --seeds 0,1,2,3,4 --set evaluate.options.context_bias=1"
+# wsol compare scenes/nl-ccam $OPTIONS --vary data.options.context_bias=0,1 --vary "stages.nl-ccam.args.non_local=[]"
+# wsol compare scenes/nl-ccam $OPTIONS --vary data.options.context_bias=0,1 --vary stages.nl-ccam.args.rule=ci_quadratic
+# wsol compare scenes/ci-cam $OPTIONS --vary data.options.context_bias=0,1 --vary stages.ci-cam.args.rate=0
+# wsol compare scenes/ci-cam $OPTIONS --vary data.options.context_bias=0,1 --vary "stages.ci-cam.args.non_local=[]"
+# wsol compare scenes/ci-cam $OPTIONS --vary data.options.context_bias=1 --vary stages.ci-cam.args.rate=0.002,0.015
+# wsol compare scenes/ci-cam $OPTIONS --vary data.options.context_bias=1 --vary stages.ci-cam.args.faithful_to=paper
 # ```
 
 # %%
-# TODO(results): uncomment when the results file is there
-# parts = {f"CI-CAM, rate {rate}": {"stages.ci-cam.args.rate": rate} for rate in ("0", "0.002", "0.015")}
-# parts["CI-CAM, all pictures"] = {"stages.ci-cam.args.faithful_to": "paper"}
-# parts["NL-CCAM, ci_quadratic"] = {"stages.nl-ccam.args.rule": "ci_quadratic"}
-# rows = {title: claim[title, "1", "own"] for title in methods_shown}
-# rows |= {title: read("context_pool_parts", **setting) for title, setting in parts.items()}
-# for title, one in rows.items():
-#     told = [f"{one[k].mean():5.1f} ± {grid.half_width(one[k]):4.1f}" for k in ("top1_cls", "gt_known", "pxap")]
-#     print(f"{title:22} classes {told[0]}   GT-known {told[1]}   PxAP {told[2]}   {len(one['pxap'])} seeds")
+changes = {
+    "NL-CCAM, no blocks": ("nl-ccam", "non_local", "[]"), "NL-CCAM, ci_quadratic": ("nl-ccam", "rule", "ci_quadratic"),
+    "CI-CAM, empty pool": ("ci-cam", "rate", "0"), "CI-CAM, no blocks": ("ci-cam", "non_local", "[]"),
+    "CI-CAM, rate 0.002": ("ci-cam", "rate", "0.002"), "CI-CAM, rate 0.015": ("ci-cam", "rate", "0.015"),
+    "CI-CAM, all pictures": ("ci-cam", "faithful_to", "paper"),
+}  # fmt: skip
+parts = {(title, bias): claim[title, bias, "own"] for title in kinds for bias in ("0", "1")}
+for title, (method, argument, value) in changes.items():
+    for bias in ("0", "1"):
+        setting = {"recipe": f"scenes/{method}", bias_key: bias, f"stages.{method}.args.{argument}": value}
+        if len((found := read("context_pool_parts", setting))["pxap"]):
+            parts[title, bias] = found
+
+# %%
+for (title, bias), found in sorted(parts.items(), key=lambda row: row[0][1]):
+    scores_told = "   ".join(f"{score} {told(found[score])}" for score in ("top1_cls", "gt_known", "pxap"))
+    print(f"trained at {bias}   {title:22} {scores_told}")
+
+# %%
+steps = {
+    "blocks": ("NL-CCAM", "NL-CCAM, no blocks"), "rule": ("NL-CCAM, ci_quadratic", "NL-CCAM"),
+    "second look": ("CI-CAM, empty pool", "NL-CCAM, ci_quadratic"), "pool": ("CI-CAM", "CI-CAM, empty pool"),
+}  # fmt: skip
+effect = {}
+for name, (with_it, without) in steps.items():
+    for bias in ("0", "1"):
+        for score in ("gt_known", "pxap"):
+            effect[name, bias, score] = parts[with_it, bias][score] - parts[without, bias][score]
+        print(f"{name:12} trained at {bias}   GT-known {told(effect[name, bias, 'gt_known'])}   PxAP {told(effect[name, bias, 'pxap'])}")
 
 # %% [markdown]
-# TODO(results): CI-CAM against its own self with an empty pool is the fair test of the pool; NL-CCAM with `ci_quadratic` is the fair test of the rule. The default rate of 0.01 is the row CI-CAM. Then assert it.
+# PROSE2
 #
 # ## Real photographs
 #
@@ -830,33 +851,25 @@ assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitte
 
 
 # %%
-# TODO(results): uncomment when the results file is there
-# def photographs(name):
-#     """Print the floors and all methods on one data set; return GT-known of each."""
-#     frozen = grid.read(f"cam_family_{name}")["cells"].values()
-#     found = {"CAM, frozen": next(c for c in frozen if c["setting"]["stages.cam.args.variant"] == "cam")}
-#     for c in grid.read(f"context_pool_{name}")["cells"].values():
-#         found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
-#     rows = [(title, floor, None) for title, floor in found["ci-cam"]["floors"].items()]
-#     rows += [(title, c["scores"], c["intervals"]["gt_known"]) for title, c in found.items()]
-#     print(f"{found['ci-cam']['data']}, n = {found['ci-cam']['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
-#     for title, scores, ends in rows:
-#         line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
-#         print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
-#     return {title: scores["gt_known"] for title, scores, _ in rows}
+def photographs(name):
+    """Print the floors and all methods on one data set; return GT-known of each."""
+    variants = grid.read(f"cam_family_{name}")["cells"].values()
+    found = {"CAM, frozen": next(c for c in variants if c["setting"]["stages.cam.args.variant"] == "cam")}
+    for c in grid.read(f"context_pool_{name}")["cells"].values():
+        found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
+    print(grid.score_table(found))
+    return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(found).items()}
 
 # %%
-# TODO(results): uncomment when the results file is there
-# on_cub = photographs("cub")
+on_cub = photographs("cub")
 
 # %%
-# TODO(results): uncomment when the results file is there
-# on_tiny = photographs("tiny-imagenet")
+on_tiny = photographs("tiny-imagenet")
 
 # %% [markdown]
-# (MaxBoxAcc chooses its threshold on the test boxes and is an upper bound.)
+# (MaxBoxAcc and V2 choose their threshold on the test boxes and are upper bounds.)
 #
-# TODO(results): birds against floors and CAM; Tiny-ImageNet; does the pool help where NL-CCAM did not? Then assert it.
+# PROSE3
 #
 # ## Where it breaks
 #
