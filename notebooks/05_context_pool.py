@@ -759,20 +759,18 @@ assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitte
 #
 # ## The claim, tested
 #
-# The claim is that the pool frees the map from its context. So turn the context: train at `context_bias` 0, a half, 0.9 and 1, and test *every* network in the same three worlds, whose species are in their own habitats for certain, in random ones, in
+# The claim is that the pool frees the map from its context. So turn the context: train at `context_bias` 0, a half and 1, and test *every* network in the same three worlds, whose species are in their own habitats for certain, in random ones, in
 # wrong ones. Five seeds; protocol `wsolevaluation` at 64 pixels, 1,000 test pictures, cross-fitted threshold. Beside GT-known stands PxAP, which scores pixels and not boxes.
-#
-# Look most of all at 0.9. At 1 there is no overlap, so no adjustment could repair the names; at a half there is little to repair. At 0.9 about one picture in twelve shows an animal away from home.
 #
 # ```
 # wsol compare scenes/cam scenes/nl-ccam scenes/ci-cam --to results/context_pool_scenes.json --seeds 0,1,2,3,4 \
-#     --set evaluate.options.context_bias=1 --vary data.options.context_bias=0,0.5,0.9,1 \
+#     --set evaluate.options.context_bias=1 --vary data.options.context_bias=0,0.5,1 \
 #     --vary evaluate.options.habitats=own,shuffled,swapped
 # ```
 
 # %%
 kinds = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-cam"}
-biases, places = ("0", "0.5", "0.9", "1"), ("own", "shuffled", "swapped")
+biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
 bias_key = "data.options.context_bias"
 
 
@@ -818,13 +816,33 @@ for axis, habitats in zip(axes, places, strict=True):
     for (title, rows), marker in zip(series.items(), "os^x", strict=True):
         spread = [grid.half_width(row) for row in rows]
         axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
-    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
+    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, 65))
 axes[0].set(ylabel="GT-known, per cent")
-axes[0].legend(fontsize=10)
+axes[0].legend(fontsize=10, ncols=2, loc="upper center")
 plt.show()
 
+# %%
+for bias in biases:
+    for score in ("gt_known", "pxap"):
+        ahead = [claim["CI-CAM", bias, h][score] - claim["NL-CCAM", bias, h][score] for h in places]
+        print(f"trained at {bias:4} {score:9} CI-CAM - NL-CCAM, tested own, shuffled, swapped: {'   '.join(told(a) for a in ahead)}")
+
+# %%
+for bias in biases:
+    for title in ("NL-CCAM", "CI-CAM"):
+        behind = claim["CAM", bias, "own"]["gt_known"] - claim[title, bias, "own"]["gt_known"]
+        assert behind.mean() > grid.half_width(behind)
+        lost = claim[title, "0", "own"]["pxap"] - claim[title, "1", "own"]["pxap"]
+        assert lost.mean() > grid.half_width(lost)
+assert all(claim[title, "1", "swapped"]["top1_cls"].max() < 5 for title in kinds)
+
 # %% [markdown]
-# PROSE1
+# Read it slowly, for it is not what the papers lead one to expect.
+#
+# - **Both methods draw worse boxes than CAM**, none better than the blank floor. They do so already at 0, where the landscape says nothing. So the cause is not context. (By pixels they are behind as well; at 1 all three fall to the floor or below it.)
+# - **As the landscape begins to tell, all three lose**, at home and away. Nothing protects CI-CAM from it.
+# - **No name is repaired.** Trained at 1 and moved to a wrong habitat, all three name next to nothing.
+# - At 1 CI-CAM is ahead of NL-CCAM by two or three points, and its interval does not reach zero everywhere. That is the sign that the claim predicts, though not most of all in swapped habitats. Is it the pool?
 #
 # ### Which part does it?
 #
@@ -874,8 +892,49 @@ for name, (with_it, without) in steps.items():
             f"{name:12} trained at {bias}   GT-known {told(effect[name, bias, 'gt_known'])}   PxAP {told(effect[name, bias, 'pxap'])}"
         )
 
+# %%
+assert all(effect["blocks", bias, "gt_known"].mean() < -10 for bias in ("0", "1"))
+for name in ("all maps", "rule", "second look", "pool"):
+    assert all(abs(effect[name, bias, score].mean()) < 5 for bias in ("0", "1") for score in ("gt_known", "pxap"))
+
 # %% [markdown]
-# PROSE2
+# **The blocks do it.** Without them the combined map is as good as CAM's, label or no label. With them it loses more than ten points. That is what we saw above: what one place knows, all know. Here the networks are trained from nothing, so blocks open as they like; on a pretrained network they begin closed.
+#
+# **The pool does next to nothing.** Against the same network with an empty pool the difference is at most two points in either direction, no more than its interval, whether the landscape tells the name or not. What CI-CAM gains over NL-CCAM at 1 is spread over rule, second look and pool, and none of the three can be told from zero by much.
+#
+# ### With overlap, and without blocks
+#
+# One objection is left. At `context_bias=1` no species is ever seen away from home, so no adjustment could be learned; at a half there was little to adjust. And blocks hid everything else. So the fairest test that we know: train at 0.9, where about one picture in twelve shows an animal away from home, without blocks.
+#
+# ```
+# OPTIONS="--to results/context_pool_overlap.json --seeds 0,1,2,3,4 --set evaluate.options.context_bias=1 \
+#     --set data.options.context_bias=0.9 --vary evaluate.options.habitats=own,shuffled,swapped"
+# wsol compare scenes/cam $OPTIONS
+# wsol compare scenes/nl-ccam $OPTIONS --vary "stages.nl-ccam.args.non_local=[]"
+# wsol compare scenes/ci-cam $OPTIONS --vary "stages.ci-cam.args.non_local=[]"
+# ```
+
+# %%
+overlap = {}
+for title, recipe in kinds.items():
+    method = recipe.partition("/")[2]
+    blocks = {} if title == "CAM" else {f"stages.{method}.args.non_local": "[]"}
+    for habitats in places:
+        overlap[title, habitats] = read(
+            "context_pool_overlap", {"recipe": recipe, "evaluate.options.habitats": habitats, **blocks}
+        )
+for score in ("top1_cls", "gt_known", "pxap"):
+    for title in kinds:
+        cells = "   ".join(told(overlap[title, habitats][score]) for habitats in places)
+        print(f"{score:9} {title:8}   own, shuffled, swapped: {cells}")
+
+# %%
+for score in ("top1_cls", "gt_known", "pxap"):
+    gains = [overlap["CI-CAM", h][score] - overlap["NL-CCAM", h][score] for h in places]
+    print(f"{score:9} CI-CAM - NL-CCAM   own, shuffled, swapped: {'   '.join(told(gain) for gain in gains)}")
+
+# %% [markdown]
+# PROSE2B
 #
 # ## Real photographs
 #
@@ -884,6 +943,7 @@ for name, (with_it, without) in steps.items():
 #
 # ```
 # wsol compare cub/cam-tuned-lite0 cub/nl-ccam-lite0 cub/ci-cam-lite0 --to results/context_pool_cub.json --seeds 0
+# wsol compare cub/nl-ccam-lite0 --to results/context_pool_cub.json --seeds 0 --vary "stages.nl-ccam.args.non_local=[]"
 # wsol compare tiny-imagenet/cam-tuned-lite0 tiny-imagenet/nl-ccam-lite0 tiny-imagenet/ci-cam-lite0 \
 #     --to results/context_pool_tiny-imagenet.json --seeds 0
 # ```
@@ -895,7 +955,8 @@ def photographs(name):
     variants = grid.read(f"cam_family_{name}")["cells"].values()
     found = {"CAM, frozen": next(c for c in variants if c["setting"]["stages.cam.args.variant"] == "cam")}
     for c in grid.read(f"context_pool_{name}")["cells"].values():
-        found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
+        title = c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")
+        found[title if len(c["setting"]) == 1 else f"{title} no blocks"] = c
     print(grid.score_table(found))
     return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(found).items()}
 
