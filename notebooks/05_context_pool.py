@@ -740,7 +740,8 @@ for step in range(4):
     pool.update(shown, F.one_hot(torch.tensor([min(step, 1)]), 2).float(), torch.tensor([min(step, 1)]))
     deviations.append(round(pool.pool[0].std(correction=0).item(), 3))
     pattern = torch.corrcoef(torch.stack([pool.pool[0].flatten(), shown[0, 0].flatten()]))[0, 1]
-print("class 0 is shown once, then absent; its deviation:", deviations, f"  its pattern: correlation {pattern:.3f}")
+print("class 0 is shown once, then absent; its deviation:", deviations)
+print(f"correlation with its pattern: {pattern:.3f}")
 assert deviations[-1] > 0.99 and pattern > 0.999
 
 # %% [markdown]
@@ -833,12 +834,11 @@ axes[0].legend(fontsize=10, ncols=2, loc="upper center")
 plt.show()
 
 # %%
+print(f"{'CI-CAM - NL-CCAM':26}{'own':15}{'shuffled':15}swapped")
 for bias in biases:
     for score in ("gt_known", "pxap"):
         ahead = [claim["CI-CAM", bias, h][score] - claim["NL-CCAM", bias, h][score] for h in places]
-        print(
-            f"trained at {bias:4} {score:9} CI-CAM - NL-CCAM, tested own, shuffled, swapped: {'   '.join(told(a) for a in ahead)}"
-        )
+        print(f"trained at {bias:6}{score:9}{'   '.join(told(a) for a in ahead)}")
 
 # %% [markdown]
 # And the pointing game, at home, with the same networks:
@@ -910,9 +910,11 @@ for title, (method, argument, value) in changes.items():
             parts[title, bias] = found
 
 # %%
-for (title, bias), found in sorted(parts.items(), key=lambda row: row[0][1]):
-    scores_told = "   ".join(f"{score} {told(found[score])}" for score in ("top1_cls", "gt_known", "pxap"))
-    print(f"trained at {bias}   {title:22} {scores_told}")
+for bias in ("0", "1"):
+    print(f"trained at {bias:13}{'classes':15}{'GT-known':15}PxAP")
+    for title in [title for title, where in parts if where == bias]:
+        scores_told = "   ".join(told(parts[title, bias][score]) for score in ("top1_cls", "gt_known", "pxap"))
+        print(f"  {title:22}{scores_told}")
 
 # %%
 steps = {
@@ -924,9 +926,8 @@ for name, (with_it, without) in steps.items():
     for bias in ("0", "1"):
         for score in ("gt_known", "pxap"):
             effect[name, bias, score] = parts[with_it, bias][score] - parts[without, bias][score]
-        print(
-            f"{name:12} trained at {bias}   GT-known {told(effect[name, bias, 'gt_known'])}   PxAP {told(effect[name, bias, 'pxap'])}"
-        )
+        gains = [told(effect[name, bias, score]) for score in ("gt_known", "pxap")]
+        print(f"{name:12} trained at {bias}   GT-known {gains[0]}   PxAP {gains[1]}")
 
 # %%
 assert all(effect["blocks", bias, "gt_known"].mean() < -10 for bias in ("0", "1"))
@@ -971,19 +972,16 @@ one["CAM"] = claim["CAM", "1", "own"]
 
 # %%
 for score in ("top1_cls", "gt_known", "pxap"):
-    print(f"{score:9}{'':20}   trained at 0.9: {'own':14}{'shuffled':14}{'swapped':14}at 1: own")
+    print(f"{score:20}{'0.9, own':15}{'shuffled':15}{'swapped':15}1, own")
     for title, found in nine.items():
-        cells = "   ".join(told(each[score]) for each in (*found, one[title]))
-        print(f"{'':9}{title:20}                   {cells}")
+        print(f"  {title:18}" + "   ".join(told(each[score]) for each in (*found, one[title])))
 
 # %%
 for title in ("CI-CAM, empty pool", "NL-CCAM"):
+    print("CI-CAM minus", title)
     for score in ("top1_cls", "gt_known", "pxap"):
-        gains = [
-            pool[score] - other[score]
-            for pool, other in zip([*nine["CI-CAM"], one["CI-CAM"]], [*nine[title], one[title]], strict=True)
-        ]
-        print(f"CI-CAM minus {title:18} {score:9} {'   '.join(told(gain) for gain in gains)}")
+        pairs = zip([*nine["CI-CAM"], one["CI-CAM"]], [*nine[title], one[title]], strict=True)
+        print(f"  {score:18}" + "   ".join(told(pool[score] - other[score]) for pool, other in pairs))
 
 # %%
 assert nine["CAM"][0]["top1_cls"].mean() - nine["CAM"][2]["top1_cls"].mean() > 15  # there is something to adjust
@@ -1071,11 +1069,11 @@ published = [  # (data and network, resize -> crop, NL-CCAM, CI-CAM, floor): GT-
     ("ILSVRC, VGG16", "288 -> 224", 62.9, 63.6, 60.5),
 ]
 for title, crop, nl, ci, floor in published:
-    print(f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   gain by CI-CAM {ci - nl:4.1f}")
+    print(f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   gain {ci - nl:4.1f}")
 whole = {"CUB, VGG16": (75.8, 59.6), "CUB, InceptionV3": (69.7, 59.6)}  # the authors' earlier logs
 cropped = {title: (ci, floor) for title, _, _, ci, floor in published}
 for title, (ci, floor) in whole.items():
-    rises = f"to the crop CI-CAM rises by {cropped[title][0] - ci:.1f}, the floor by {cropped[title][1] - floor:.1f}"
+    rises = f"cropped {cropped[title][0] - ci:+.1f} and {cropped[title][1] - floor:+.1f}"
     print(f"{title:17} whole picture   CI-CAM {ci:.1f}   floor {floor:.1f}   {rises}")
 
 # %% [markdown]
