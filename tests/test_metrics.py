@@ -681,3 +681,57 @@ def test_masks_outside_the_frame_are_refused():
         Evaluator(SMALL).update(maps, boxes, masks=masks[:, :16])
     with pytest.raises(ValueError, match="frame of the protocol"):
         Evaluator(SMALL).update(maps, boxes, masks=masks, ignore=ignore[:1])
+
+
+def detections():
+    """Two pictures: of two objects one is found, twice, by three boxes; of one object one, by one box."""
+    first = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    predicted = [torch.tensor([[0.0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 9, 10]]), torch.tensor([[5.0, 5, 15, 15]])]
+    scores = [torch.tensor([0.95, 0.85, 0.25]), torch.tensor([0.65])]
+    return Localization(boxes=predicted, scores=scores), [first, torch.tensor([[5.0, 5, 15, 15]])]
+
+
+def test_recall_counts_objects_and_calibration_compares_confidence_with_the_share_of_right_boxes():
+    found, boxes = detections()
+    evaluator = Evaluator(PROTOCOLS["wend"])
+    evaluator.update(found, boxes)
+    scores = evaluator.compute()
+    assert scores.recall == pytest.approx(100 * 2 / 3)
+    assert scores.calibration_error == pytest.approx(100 * (0.05 + 0.85 + 0.75 + 0.35) / 4, rel=1e-5)
+    confidence, right, number = evaluator.reliability()
+    assert number.tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 1, 1]
+    assert right[[2, 6, 8, 9]].tolist() == [1, 1, 0, 1] and confidence[6] == pytest.approx(0.65)
+    assert np.isnan(confidence[0])
+
+
+def test_boxes_beyond_the_cap_count_neither_in_recall_nor_in_calibration():
+    found, boxes = detections()
+    evaluator = Evaluator(replace(PROTOCOLS["wend"], max_boxes=1))
+    evaluator.update(found, [boxes[0][[1]], boxes[1]])
+    assert evaluator.compute().recall == 50 and evaluator.reliability()[2].sum() == 2
+
+
+def test_detections_of_two_evaluators_merge_to_those_of_one():
+    found, boxes = detections()
+    parts, whole = [Evaluator(PROTOCOLS["wend"]) for _ in range(2)], Evaluator(PROTOCOLS["wend"])
+    whole.update(found, boxes, index=torch.tensor([0, 1]))
+    for i, part in enumerate(parts):
+        one = Localization(boxes=found.boxes[i : i + 1], scores=found.scores[i : i + 1])
+        part.update(one, boxes[i : i + 1], index=torch.tensor([i]))
+    parts[1].update(found, boxes, index=torch.tensor([0, 1]))  # the first is new, the second was seen
+    assert parts[0].merge(parts[1]).compute().as_dict() == pytest.approx(whole.compute().as_dict(), nan_ok=True)
+
+
+def test_a_picture_without_predicted_boxes_finds_nothing_and_scores_out_of_range_leave_calibration_unknown():
+    found, boxes = detections()
+    evaluator = Evaluator(PROTOCOLS["wend"])
+    evaluator.update(Localization(boxes=[torch.zeros(0, 4)], scores=[torch.zeros(0)]), boxes[:1])
+    assert evaluator.compute().recall == 0 and math.isnan(evaluator.compute().calibration_error)
+    evaluator.update(Localization(boxes=found.boxes[1:], scores=[torch.tensor([3.0])]), boxes[1:])
+    assert evaluator.compute().recall == pytest.approx(100 / 3) and math.isnan(evaluator.compute().calibration_error)
+
+
+def test_maps_have_neither_recall_nor_calibration():
+    evaluator = Evaluator(PROTOCOLS["wsolevaluation"])
+    evaluator.update(torch.rand(1, 7, 7), [torch.tensor([[0.0, 0, 10, 10]])])
+    assert math.isnan(evaluator.compute().recall) and np.isnan(evaluator.reliability()[0]).all()

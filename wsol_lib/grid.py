@@ -20,7 +20,10 @@ from wsol_lib.engine import digest, run
 from wsol_lib.recipe import Recipe, load_recipe
 from wsol_lib.types import RecipeError, nearest
 
-SCORES = ("gt_known", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls", "pxap", "piou")
+SCORES = (
+    "gt_known", "gt_known_multi", "max_box_acc", "max_box_acc_v2", "top1_loc", "top5_loc", "top1_cls", "pxap", "piou",
+    "recall", "calibration_error",
+)  # fmt: skip
 
 
 def axis(text: str) -> tuple[str, list[str]]:

@@ -61,6 +61,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 CV2_MODES = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 MAIN_DELTA = 0.5  # the IoU of MaxBoxAcc, GT-known and Top-k Loc
+BINS = 10  # of the confidence of predicted boxes, equally wide in [0,1]
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,13 @@ class _Overlaps:
     multi: NDArray[np.float64]  # [T]
 
 
+class _Detected(NamedTuple):
+    """What recall and calibration need of one picture's predicted boxes."""
+
+    objects: NDArray[np.int32]  # [2], how many there are, and how many are found
+    bins: NDArray[np.float32]  # [3,BINS]: number of boxes, sum of their confidence, number of right ones
+
+
 def _levels_of(protocol: Protocol, scores: NDArray[np.float64]) -> tuple[NDArray[np.uint16], int, NDArray[np.int64]]:
     """A normalised map as levels for `_levels.components`: `(levels, count, the level of each column)`."""
     bytes_ = (255 * scores.clip(0, 1)).astype(np.uint8)
@@ -344,13 +352,28 @@ def _map_overlaps(protocol: Protocol, raw: Array, targets: Array, image_size: Ar
     return _Overlaps(single, multi)
 
 
-def _box_overlaps(protocol: Protocol, predicted: Tensor, targets: Array, image_size: Array | None) -> _Overlaps:
+def _box_overlaps(
+    protocol: Protocol, predicted: Tensor, scores: Tensor | None, targets: Array, image_size: Array | None
+) -> tuple[_Overlaps, _Detected]:
     zoom = _zoom(protocol, image_size)
     limit = np.full(4, protocol.side - 1.0 if protocol.box_end == "clipped" else np.inf)
-    found = np.minimum(predicted.double().numpy().reshape(-1, 4), limit)[: protocol.max_boxes]
-    found = (found if len(found) else np.zeros((1, 4))) * zoom
-    ious = _pairwise(found[:, None], targets[None] * zoom, float(protocol.inclusive_iou)).max(1, initial=0.0)  # [N]
-    return _Overlaps(ious[:1], ious.max(keepdims=True))
+    found = np.minimum(predicted.double().numpy().reshape(-1, 4), limit)[: protocol.max_boxes] * zoom  # [N,4]
+    ious = _pairwise(found[:, None], targets[None] * zoom, float(protocol.inclusive_iou))  # [N,M]
+    best, reached = ious.max(1, initial=0.0), ious.max(0, initial=0.0)  # [N], [M]
+    objects = np.array([len(targets), protocol.beats(reached, MAIN_DELTA).sum()], np.int32)
+    confidence = np.zeros(0) if scores is None else scores.double().numpy()[: protocol.max_boxes]
+    bins = _binned(confidence, protocol.beats(best, MAIN_DELTA))
+    first = best if len(best) else np.zeros(1)
+    return _Overlaps(first[:1], first.max(keepdims=True)), _Detected(objects, bins)
+
+
+def _binned(confidence: Array, right: Array) -> NDArray[np.float32]:
+    """Number of boxes, sum of confidence and number of right boxes in each bin: Float[3,BINS]; 0 without confidence."""
+    if not len(confidence) or confidence.min() < 0 or confidence.max() > 1:
+        return np.zeros((3, BINS), np.float32)
+    place = (confidence * BINS).astype(int).clip(max=BINS - 1)
+    columns = (np.ones(len(place)), confidence, right)
+    return np.stack([np.bincount(place, weights, BINS) for weights in columns]).astype(np.float32)
 
 
 def _pairwise(a: Array, b: Array, one: float) -> NDArray[np.float64]:
@@ -480,11 +503,12 @@ class Evaluator:
         keep, positions = self._new_positions(n, index)
         ranks = _ranks(found.logits if logits is None else logits, labels, n)[keep]
         sizes = None if image_sizes is None else torch.as_tensor(image_sizes).cpu().numpy()
-        overlaps = self._overlaps(found, targets, sizes, keep)
+        overlaps, detected = self._overlaps(found, targets, sizes, keep)
         if keep:
             columns = self._columns() if found.boxes is None else np.array([np.nan])
             single, multi = (np.stack([getattr(o, kind) for o in overlaps]) for kind in ("single", "multi"))
-            self._add(columns, single, multi, ranks, positions)
+            more = {name: np.stack([getattr(d, name) for d in detected]) for name in _Detected._fields if detected}
+            self._add(columns, single, multi, ranks, positions, **more)
             self._indexed = index is not None
             if found.maps is not None and masks is not None:
                 self._add_pixels(found.maps[keep], masks[keep], None if ignore is None else ignore[keep])
@@ -506,15 +530,22 @@ class Evaluator:
 
     def _overlaps(
         self, found: Localization, targets: list[Array], sizes: Array | None, keep: list[int]
-    ) -> list[_Overlaps]:
-        def one(i: int) -> _Overlaps:
-            size = None if sizes is None else sizes[i]
-            if found.boxes is not None:
-                return _box_overlaps(self.protocol, found.boxes[i], targets[i], size)
-            assert found.maps is not None
-            return _map_overlaps(self.protocol, found.maps[i].double().numpy(), targets[i], size)
+    ) -> tuple[list[_Overlaps], list[_Detected]]:
+        size: Callable[[int], Array | None] = lambda i: None if sizes is None else sizes[i]  # noqa: E731
 
-        return [one(i) for i in keep] if found.boxes is not None else self._each(one, keep)
+        def of_map(i: int) -> _Overlaps:
+            assert found.maps is not None
+            return _map_overlaps(self.protocol, found.maps[i].double().numpy(), targets[i], size(i))
+
+        def of_boxes(i: int) -> tuple[_Overlaps, _Detected]:
+            assert found.boxes is not None
+            confidence = None if found.scores is None else found.scores[i]
+            return _box_overlaps(self.protocol, found.boxes[i], confidence, targets[i], size(i))
+
+        if found.boxes is None:
+            return self._each(of_map, keep), []
+        overlaps, detected = zip(*(of_boxes(i) for i in keep), strict=True) if keep else ((), ())
+        return list(overlaps), list(detected)
 
     def _each(self, function: Callable[[int], Result], items: Iterable[int]) -> list[Result]:
         """The function of every item, in threads."""
@@ -533,8 +564,16 @@ class Evaluator:
         counts = functools.reduce(operator.add, self._each(one, range(len(inside))))
         self._pixels = _together(self._pixels, _Pixels(counts, inside.sum(0), outside.sum(0)))
 
-    def _add(self, taus: Array, single: Array, multi: Array, ranks: Array, positions: Array) -> None:
-        """Keep best IoUs Float[B,T] of the single box and of all boxes."""
+    def _add(
+        self,
+        taus: Array,
+        single: Array,
+        multi: Array,
+        ranks: Array,
+        positions: Array,
+        **more: Array,
+    ) -> None:
+        """Keep best IoUs Float[B,T] of the single box and of all boxes, and what more there is of each picture."""
         if len(self) and not np.array_equal(taus, self.taus, equal_nan=True):
             raise ValueError("one Evaluator takes maps or predicted boxes, not both: use two")
         self.taus = taus
@@ -547,7 +586,7 @@ class Evaluator:
             bits["single top-k"] = self.protocol.beats(single, MAIN_DELTA, top_k=True)
             bits["multi top-k"] = self.protocol.beats(multi, MAIN_DELTA, top_k=True)
         parts = {name: np.packbits(values, axis=1) for name, values in bits.items()}
-        parts |= {"rank": ranks, "position": positions, "iou": (255 * single).astype(np.uint8)}
+        parts |= {"rank": ranks, "position": positions, "iou": (255 * single).astype(np.uint8), **more}
         for name, values in parts.items():
             self._parts.setdefault(name, []).append(values)
         self._seen.update(positions.tolist())
@@ -671,6 +710,9 @@ class Evaluator:
         `tau`: the threshold used; under "cross-fit" the mean of the two, NaN for Otsu and for predicted boxes.
         `pxap`, `piou`: pixel scores of the maps whose pictures came with a mask, see `pixel_average_precision` and
         `peak_iou`; the maps are normalised and resized as for boxes. `piou` chooses its threshold on these pictures.
+        `recall`: of all objects, those that a predicted box hits at IoU .5. `calibration_error`: how far the confidence
+        of predicted boxes (their `scores`, where they lie in [0,1]) is from the share of right ones, as a mean over
+        boxes in bins of confidence.
         """
         names = ("gt_known", "top1_loc", "top5_loc", "gt_known_multi", "top5_loc_multi", "top1_cls", "top5_cls")
         each = {name: _per_cent(self.per_image(name)) for name in names}
@@ -685,7 +727,29 @@ class Evaluator:
             n=n,
             **each,
             **({} if self._pixels is None else _pixel_scores(self._pixels.counts)),
+            **self._detection_scores(),
         )
+
+    def _detection_scores(self) -> dict[str, float]:
+        if "objects" not in self._parts:
+            return {}
+        there, found = self._all("objects").sum(0)
+        boxes, confidence, right = self._all("bins").sum(0, dtype=np.float64)  # [BINS] each
+        return {
+            "recall": 100 * found / there if there else math.nan,
+            "calibration_error": 100 * abs(confidence - right).sum() / boxes.sum() if boxes.any() else math.nan,
+        }
+
+    def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Mean confidence, share of right boxes and number of boxes in each of `BINS` bins of confidence.
+
+        A box is right if it hits an object at IoU .5. Empty bins are NaN, as are all of maps.
+        """
+        boxes, confidence, right = (
+            self._all("bins").sum(0, dtype=np.float64) if "bins" in self._parts else np.zeros((3, BINS))
+        )
+        with np.errstate(invalid="ignore"):
+            return confidence / boxes, right / boxes, boxes.astype(np.int64)
 
     def pixel_floors(self) -> dict[str, dict[str, float]]:
         """`pxap` and `piou` of two of the trivial floors on the masks seen so far; empty where there were none.

@@ -118,6 +118,8 @@ class Scores:
     n: int
     pxap: float = math.nan
     piou: float = math.nan
+    recall: float = math.nan
+    calibration_error: float = math.nan
 
     def as_dict(self) -> dict[str, float]:
         """The scores as a plain dictionary, for JSON."""
