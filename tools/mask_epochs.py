@@ -34,7 +34,8 @@ class Observer(engine.Callback):
         """Measure the method as it is now."""
         judge = engine.evaluate(localizer, self.dataset, self.protocol, limit=self.limit, progress=False)
         scores = judge.compute()
-        history.epochs[-1] |= {"gt_known": scores.gt_known, "pxap": scores.pxap, "n": scores.n}
+        names = ("gt_known", "pxap", "top1_cls", "n")
+        history.epochs[-1] |= {name: getattr(scores, name) for name in names}
 
 
 def observe(recipe: Recipe, limit: int, out: str) -> dict[str, Any]:
