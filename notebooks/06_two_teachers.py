@@ -68,7 +68,7 @@ figures.style()
 world = ["data.options.classes=6", "data.options.families=2", "data.options.part_size=0.35"]
 names = ("classification-teacher", "localization-teacher", "student")
 short = [f"stages.{name}.{key}" for name in names for key in ("epochs=3", "batch_size=32")]
-small = ["data.options.n=800", "evaluate.options.n=300"]
+small = ["data.options.n=1000", "evaluate.options.n=300"]
 recipe = engine.load_recipe("scenes/kd-ci-cam", world + short + small)
 for stage in recipe.stages:
     print(f"{stage.name:24} needs {list(stage.needs.values())}")
