@@ -101,20 +101,24 @@ for name, observer in observers.items():
     print(f"{name:24}" + "   ".join(f"classes {top1:3.0f}, GT-known {known:4.1f}" for top1, known in observer.path))
 
 # %%
-assert all(observer.path[-1][0] > 40 for observer in observers.values())  # chance is one in six
+floors = trivial_floors(rule, [scenes.boxes(i) for i in range(len(scenes))], scenes.image_sizes)
+print({name: round(floor.gt_known, 1) for name, floor in floors.items()})
+for observer in observers.values():
+    assert observer.path[-1][0] > 40 and observer.path[-1][0] > observer.path[0][0]  # chance is one in six
 
-# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy, one path for each of the two teachers, a point an epoch. Accuracy grows with every epoch; GT-known does not follow it."}} tags=["nbval-ignore-output"]
+# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy, one path for each of the two teachers, a point an epoch, and the best centred box as a line. Accuracy grows by tens of points; GT-known hardly moves."}} tags=["nbval-ignore-output"]
 figure, axis = plt.subplots(figsize=(6, 3.6))
 for (name, observer), marker in zip(list(observers.items())[:2], "os", strict=True):
     named, boxed = np.array(observer.path).T  # [epochs] each
     axis.plot(named, boxed, marker=marker, label=name)
     axis.annotate("first epoch", (named[0], boxed[0]), xytext=(4, 4), textcoords="offset points", fontsize=10)
-axis.set(xlabel="Top-1 accuracy, per cent", ylabel="GT-known, per cent", ylim=(0, None))
+axis.axhline(floors["best centred box"].gt_known, color="grey", linestyle=":", label="best centred box")
+axis.set(xlabel="Top-1 accuracy, per cent", ylabel="GT-known, per cent", xlim=(0, 100), ylim=(0, 50))
 axis.legend()
 plt.show()
 
 # %% [markdown]
-# Accuracy climbs with every epoch. Boxes do not climb along. A network that knows the names better does not know the outlines better: the losses reward *any* evidence, and the
+# Accuracy climbs by tens of points. Boxes move by a few, up and down, around or below a blank box in the middle. A network that knows the names better does not know the outlines better: the losses reward *any* evidence, and the
 # best evidence is small. This is the paper's **classification-localization dilemma**.
 #
 # Three epochs of one seed are an anecdote. The paper's figure has one point for each training *setting*. So we turn three knobs of the teachers (how hard pictures are cropped, how much
@@ -517,6 +521,8 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
+# Look at epoch 5: the blue tail, the part that tells the species, is outside the crop. The label stays, so the network must find something else to go by.
+#
 # Both teachers are frozen: in eval mode, without gradients, each **with its own pool**. They belong to the student's training, not to the student, so they are no part of its checkpoint.
 
 # %%
@@ -569,7 +575,6 @@ for name in names:
     judge = engine.evaluate(trained.stages[name], scenes, rule, progress=False)
     scores, (low, high) = judge.compute(), judge.interval("gt_known")
     print(f"{name:24} classes {scores.top1_cls:5.1f}   GT-known {scores.gt_known:5.1f} [{low:.1f}, {high:.1f}]   PxAP {scores.pxap:.1f}")
-floors = trivial_floors(rule, [scenes.boxes(i) for i in range(len(scenes))], scenes.image_sizes)
 pixels = judge.pixel_floors()["centred Gaussian"]
 print({name: round(floor.gt_known, 1) for name, floor in floors.items()}, f"  Gaussian's PxAP {pixels['pxap']:.1f}")
 assert floors["full box"].gt_known < floors["best centred box"].gt_known
