@@ -637,7 +637,7 @@ for name in names[:2]:
     assert 0 < S <= 1 and 0 < area <= 1
 
 # %% [markdown]
-# Two candidates choose nothing. At full length there are six: three crops, with and without the difference loss, three seeds each. First the teachers, then a student of each:
+# Two candidates choose nothing, least of all where both maps fill the frame and $S$ is at its end. At full length there are six: three crops, with and without the difference loss, three seeds each. First the teachers, then a student of each:
 #
 # ```
 # OPTIONS="--seeds 0,1,2 --set data.options.classes=6 --set data.options.families=2 --set data.options.part_size=0.35 --set stages.localization-teacher.hold_out=0.1"
@@ -749,10 +749,11 @@ for title, protocol in protocols.items():
 for column, title in enumerate(("checkpoint", "full box", "best centred box")):
     scores = [row[column] for row in by_crop.values()]
     print(f"{title:17} moves by {max(scores) - min(scores):.1f} points, by the crop alone")
-assert max(row[1] for row in by_crop.values()) > by_crop["whole"][1] + 5
+assert by_crop["500 to 224"][1] > by_crop["whole"][1] + 40 and by_crop["500 to 224"][2] > by_crop["whole"][2] + 20
 
 # %% [markdown]
-# A box that has never looked at a picture changes its score with the crop. Our scenes are made so that animals stand anywhere. Photographers put birds in the middle, and large. No network is needed for this cell:
+# A box that has never looked at a picture gains nearly fifty points. The tighter the crop, the nearer the rows: in the last one the truth, cut at the edges, *is* mostly frame, and there is little left to localize. And in our
+# scenes animals stand anywhere. Photographers put birds in the middle, and large. No network is needed for this cell:
 
 # %% tags=["needs:cub"]
 birds = data.load("cub-50", "test", size=224)
