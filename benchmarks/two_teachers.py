@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable
 from statistics import median
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
 
 import torch
 import torch.nn.functional as F
@@ -203,9 +206,9 @@ def step(method: CICAM, batch: Batch, variant: str) -> Step:
     start = method.pool.pool.clone()
 
     def run() -> None:
-        method.zero_grad(set_to_none=True)
         method.pool.pool.copy_(start)
         VARIANTS[variant](method, batch).backward()
+        method.zero_grad(set_to_none=True)
 
     return run
 
@@ -215,10 +218,10 @@ def check(name: str, method: CICAM, batch: Batch) -> None:
     found = {}
     for variant, losses in VARIANTS.items():
         start = method.pool.pool.clone()
-        method.zero_grad(set_to_none=True)
         loss = losses(method, batch)
         loss.backward()
         found[variant] = (loss.detach(), method.head.weight.grad.clone(), method.pool.pool.clone())  # type: ignore[union-attr]
+        method.zero_grad(set_to_none=True)
         method.pool.pool.copy_(start)
     for variant in ("loops", "one by one"):
         for one, other in zip(found["library"], found[variant], strict=True):
