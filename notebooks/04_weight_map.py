@@ -23,7 +23,7 @@
 #
 # ## Objectives
 #
-# About 60 minutes to read, three minutes to run on two cores. It needs no download; the cells on photographs need Tiny-ImageNet.
+# About 60 minutes to read, two minutes to run on two cores. It needs no download; the cells on photographs need Tiny-ImageNet.
 #
 # 1. **Write the losses**: classifier invariance with its price for area, the inner and the outer triplet, and say what each
 #    term alone would do.
@@ -61,11 +61,11 @@ figures.style()
 #
 # Chapter 03 left us with this failure. In this world all six species share one body, and only a small part (a beak, a crest, a wing
 # bar) tells them apart. The recipe `scenes/weight-map` has two stages. We first take the first one alone: a classifier f,
-# trained on image labels. (Two thirds of the recipe's pictures must do here, so that the chapter runs in three minutes.)
+# trained on image labels. (Two thirds of the recipe's pictures and half of the mask's epochs must do here, so that the chapter runs in two minutes.)
 
 # %%
 knobs = ["data.options.families=1", "data.options.classes=6", "data.options.part_size=0.2"]
-small = ["data.options.n=2000", "evaluate.options.n=300"]
+small = ["data.options.n=2000", "evaluate.options.n=300", "stages.mask.epochs=4"]
 recipe = engine.load_recipe("scenes/weight-map", knobs + small)
 print([(stage.name, stage.method, stage.epochs, stage.needs) for stage in recipe.stages])
 
@@ -148,8 +148,8 @@ assert D[0] < D[3] and D[2] < D[3] and D[0] < D[6]
 # One picture may mislead. The same masks on 300 test pictures, for five classifiers and for telling parts of three sizes:
 #
 # ```
-# python -m tools.hand_masks --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 --set data.options.families=1 \
-#     --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
+# python -m tools.hand_masks scenes/weight-map --to results/weight_map_by_hand.json --seeds 0,1,2,3,4 \
+#     --set data.options.families=1 --set data.options.classes=6 --vary data.options.part_size=0.2,0.35,0.5
 # ```
 
 # %%
@@ -343,7 +343,7 @@ figures.slider(
 )  # fmt: skip
 
 # %% [markdown]
-# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes shrink, for the loss pays for every pixel that can go. This is the
+# First a haze: g starts with one half everywhere. Then the haze thins, and animals and other striking things stand out. Then the shapes begin to shrink, for the loss pays for every pixel that can go. This is the
 # paper's **over-segmentation**. The table by hand says how far it will go: where the part costs little more than the animal, little holds the mask at the animal's outline. So the epoch is not a
 # detail. It is half of the method.
 
@@ -355,18 +355,18 @@ figures.slider(
 # Of the epochs that pass, the one with the largest mean $S$ is kept.
 
 # %% mystnb={"image": {"alt": "Left: S and the shown area on held-out training pictures, both near one, and S of stretched masks on test pictures, which is highest in the first epoch; right: GT-known on test pictures, lowest in the first epoch."}} tags=["nbval-ignore-output"]
-columns = {key: [epoch[key] for epoch in history.epochs] for key in ("completeness", "shown_area")}
+ticks = range(len(history.epochs))
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-for (key, values), marker in zip(columns.items(), "os", strict=True):
-    left.plot(values, marker=marker, label=key)
+for key, marker in (("completeness", "o"), ("shown_area", "s")):
+    left.plot([epoch[key] for epoch in history.epochs], marker=marker, label=key)
 left.plot(observer.stretched, marker="^", label="completeness, stretched")
 left.axhline(0.9, color="grey", linestyle=":")
-left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05))
+left.set(xlabel="epoch", ylabel="mean over held-out pictures", ylim=(0, 1.05), xticks=ticks)
 left.legend(loc="lower left")
 right.plot(observer.gt_known, marker="o", color="black")
-kept = len(history.epochs) - 1 if history.kept_epoch is None else history.kept_epoch  # None: the last one
+kept = ticks[-1] if history.kept_epoch is None else history.kept_epoch  # None: the last one
 right.axvline(kept, color="grey", linestyle="--", label="kept")
-right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None))
+right.set(xlabel="epoch", ylabel="GT-known, 300 test pictures", ylim=(0, None), xticks=ticks)
 right.legend()
 plt.show()
 
@@ -422,7 +422,7 @@ assert best["0.35"] - left_over["0.35"] > 2 and best["0.5"] - left_over["0.5"] >
 #
 # Does a mask draw the animal where CAM draws the part? The knob is the size of the telling part, as in chapter 03; the same
 # classifier f stands behind CAM and behind the mask, seed by seed. Protocol `wsolevaluation` at the 64 pixels of the scenes, 1,000 test
-# pictures, cross-fitted threshold, epoch kept by $S$. The world knows every pixel of its animals, so there is a second score: **PxAP**,
+# pictures, cross-fitted threshold, epoch kept by $S$. (Rates and numbers of epochs were chosen once, on the split `val` of seed 0 at the smallest part.) The world knows every pixel of its animals, so there is a second score: **PxAP**,
 # the area under the pixel precision-recall curve. (pIoU, the best pixel IoU over thresholds, chooses its threshold on the test pictures: an upper bound.)
 #
 # ```
@@ -434,6 +434,7 @@ assert best["0.35"] - left_over["0.35"] > 2 and best["0.5"] - left_over["0.5"] >
 def read(name, **setting):
     """Score -> array over the seeds, for the cells of a results file with this setting; of the floor too."""
     cells = [c for c in grid.read(name)["cells"].values() if setting.items() <= c["setting"].items()]
+    cells.sort(key=lambda c: c["seed"])
     floor, names = [c["floors"]["centred Gaussian"] for c in cells], ("gt_known", "pxap", "piou")
     scores = {name: np.array([c["scores"][name] for c in cells]) for name in names}
     return scores | {f"floor {name}": np.array([f[name] for f in floor]) for name in names}
@@ -491,17 +492,17 @@ for size in sizes:
 # ```
 
 # %%
-free = read("weight_map_ablation", **{"stages.mask.args": "{area: 0}"})
+free = read("weight_map_ablation", recipe="scenes/weight-map", **{"stages.mask.args": "{area: 0}"})
 tell("without the price", free)
 tell("with it", claim["mask, method I", "0.2"])
 tell("floor", free, "floor ")
 assert free["pxap"].mean() < claim["mask, method I", "0.2"]["pxap"].mean()
 
 # %% [markdown]
-# Worse, but not as bad as one might expect of a loss whose best mask is all ones. Look at what such a mask does, live on our 300 pictures:
+# Worse, but not as bad as one might expect of a loss whose best mask is all ones. Look at what such a mask does, live on our 300 pictures (after one epoch):
 
 # %% tags=["nbval-ignore-output"]
-no_price = ["stages.mask.args={area: 0}", "stages.mask.epochs=2", "stages.mask.callbacks=[]"]
+no_price = ["stages.mask.args={area: 0}", "stages.mask.epochs=1", "stages.mask.callbacks=[]"]
 freed = engine.run(engine.load_recipe("scenes/weight-map", knobs + small[:2] + no_price), folder.name, progress=False)
 inside = torch.from_numpy(scenes.masks)  # [300,64,64]
 for title, result in {"without": freed, "with": trained}.items():
@@ -586,7 +587,7 @@ assert grass[0] > grass[1]
 #
 # One thing is missing. This f has no classes, so it cannot name anything, but Top-1 Loc wants a name. The paper prints the same Top-1 accuracy for both
 # methods, to the second decimal; so it evidently borrowed the classifier of method I. The recipe `scenes/siamese-weight-map` says it plainly: its last stage `needs`
-# both.
+# both. (And the embedding starts with the classifier's weights, as the paper's starts with those of ImageNet.)
 
 # %%
 siamese = engine.load_recipe("scenes/siamese-weight-map")
@@ -595,18 +596,96 @@ for stage in siamese.stages:
 assert siamese.stages[-1].needs == {"embedding": "embedding", "classifier": "cam"}
 
 # %% [markdown]
+# ### Tested, at the smallest part
+#
+# Two worlds. In the first, as everywhere above, the landscape hints at the species: half of a species' pictures are taken in its own habitat, the others anywhere. In the second
+# (`context_bias=0`) it hints at nothing. The same classifiers name the class; five seeds.
+#
+# ```
+# wsol compare scenes/siamese-weight-map --to results/weight_map_siamese.json --set data.options.families=1 \
+#     --set data.options.classes=6 --set data.options.part_size=0.2 --vary data.options.context_bias=0,0.5
+# wsol compare scenes/cam scenes/weight-map --to results/weight_map_siamese.json (the same) --vary data.options.context_bias=0
+# ```
+
+# %%
+bias_key = "data.options.context_bias"
+kinds = {"CAM": "scenes/cam", "mask, method I": "scenes/weight-map", "mask, method II": "scenes/siamese-weight-map"}
+worlds = {(title, "0.5"): claim[title, "0.2"] for title in ("CAM", "mask, method I")}
+for title, bias in (("mask, method II", "0.5"), *((title, "0") for title in kinds)):
+    worlds[title, bias] = read("weight_map_siamese", recipe=kinds[title], **{bias_key: bias})
+for bias in ("0.5", "0"):
+    for title in kinds:
+        tell(f"bias {bias:3} {title}", worlds[title, bias])
+    tell(f"bias {bias:3} floor", worlds["mask, method II", bias], "floor ")
+
+# %%
+for bias in ("0.5", "0"):
+    for title in ("mask, method I", "mask, method II"):
+        gain = worlds[title, bias]["gt_known"] - worlds["CAM", bias]["gt_known"]
+        print(f"bias {bias:3}  {title:15}  GT-known minus CAM's {gain.mean():5.1f} ± {grid.half_width(gain):.1f}")
+        assert gain.mean() > grid.half_width(gain)
+        assert worlds[title, "0"]["gt_known"].mean() > worlds[title, "0.5"]["gt_known"].mean()
+runs = [c for c in grid.read("weight_map_siamese")["cells"].values() if c["setting"]["recipe"] == siamese.name]
+print("epochs of method II that S kept:", [c["kept_epochs"]["mask"] for c in runs])
+
+# %%
+for bias in ("0.5", "0"):
+    one, two = worlds["mask, method I", bias], worlds["mask, method II", bias]
+    ahead = {score: one[score] - two[score] for score in ("gt_known", "pxap")}
+    told = [f"{score} {gap.mean():.1f} ± {grid.half_width(gap):.1f}" for score, gap in ahead.items()]
+    print(f"bias {bias:3}  method I minus method II: {'   '.join(told)}")
+assert all(gap.mean() > grid.half_width(gap) for gap in ahead.values())
+
+# %% [markdown]
+# Both masks are far above CAM and the floor, in both worlds. So "same" and "other" are enough to learn what an animal is; no name is needed. The second world is kinder to both: where the landscape
+# says nothing about the species, f does not use it, and a mask has no reason to show it.
+#
+# In the first world nobody can tell the two methods apart, as in the paper. In the second, method I is ahead in boxes and in pixels: the masks of method II are hazier. (S had no say in
+# method II: `None` means that in no epoch the masks passed the guard, so the last one stayed.)
+#
+# ### Which term can go?
+#
+# The paper's table 6 leaves out one term at a time. So do we, in the second world, with three seeds.
+#
+# ```
+# wsol compare scenes/siamese-weight-map --to results/weight_map_ablation.json --seeds 0,1,2 (the same options) \
+#     --set data.options.context_bias=0 --vary "stages.mask.args={},{inner: 0},{outer: 0},{area: 0}"
+# ```
+
+# %%
+terms, second = "stages.mask.args", {"recipe": "scenes/siamese-weight-map"}
+rows = {"all three terms": "{}"} | {f"no {term}": f"{{{term}: 0}}" for term in ("inner", "outer", "area")}
+ablation = {title: read("weight_map_ablation", **second, **{terms: value}) for title, value in rows.items()}
+for title, found in ablation.items():
+    tell(title, found)
+tell("floor", ablation["no inner"], "floor ")
+
+# %%
+for title, found in list(ablation.items())[1:]:
+    lost = ablation["all three terms"]["gt_known"] - found["gt_known"]
+    print(f"{title:9} GT-known lost {lost.mean():5.1f} ± {grid.half_width(lost):.1f}")
+table = np.array([found["gt_known"] for found in ablation.values()])  # [4 rows, 3 seeds]
+assert (table.argmin(0) == list(ablation).index("no area")).all()
+
+# %% [markdown]
+# With every seed the boxes are worst without the area, for the reason seen before: nothing sinks what is not needed. The two triplets can stand in for one another: either may go, and what is lost is
+# less than what seeds differ by. Three seeds cannot say more. Mind the widths before you believe an ablation table, this one too.
+
+# %% [markdown]
 # ## Real photographs
 #
 # The encoder of g and the features of f are EfficientNet-Lite0 of ImageNet; the head of f is a logistic regression fitted to the training pictures that g learns from, hardly penalised. The
 # paper's f was trained for hundreds of epochs on those very pictures and is as sure of them. (It pays in Top-1 Loc: few pictures make a poor classifier.)
 #
-# First live, on two pictures of each class, for one short epoch. That is far too little; it is here to be seen at work.
+# First live, on one picture of each class, for one short epoch. That is far too little; it is here to be seen at work.
 
 # %% tags=["needs:tiny-imagenet", "nbval-ignore-output"]
-short = ["data.options.per_class=2", "stages.mask.epochs=1", "evaluate.limit=200", "stages.mask.workers=0",
+short = ["data.options.per_class=1", "stages.mask.epochs=1", "evaluate.limit=100", "stages.mask.workers=0",
          "stages.mask.callbacks=[]", "stages.mask.hold_out=0"]  # fmt: skip
 tiny_recipe = engine.load_recipe("tiny-imagenet/weight-map-lite0", short)
-quick = engine.run(tiny_recipe, folder.name, progress=False)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # scikit-learn minds so few pictures of a class
+    quick = engine.run(tiny_recipe, folder.name, progress=False)
 low, high = quick.results["intervals"]["gt_known"]
 print(f"GT-known {quick.results['scores']['gt_known']:.1f}  95% [{low:.1f}, {high:.1f}], n = {quick.results['n']}")
 print({name: round(floor["gt_known"], 1) for name, floor in quick.results["floors"].items()})
@@ -629,28 +708,30 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# And the runs that count, each under half an hour on two cores: all training birds of CUB-50, and 15 pictures of each class of Tiny-ImageNet. Whole pictures, GT-known with a
-# cross-fitted threshold on *all* test pictures (MaxBoxAcc is an upper bound). One seed; the interval is over pictures. The epoch was kept by S of *stretched* masks, for here a haze stays.
+# And the runs that count: all training birds of CUB-50, and 15 pictures of each class of Tiny-ImageNet (method II: fewer epochs and pictures, for a step
+# costs almost three times as much). Whole pictures, GT-known with a cross-fitted threshold on *all* test pictures (MaxBoxAcc is an upper bound). One seed; the interval
+# is over pictures. The epoch was kept by S of *stretched* masks, for here a haze stays.
+#
+# What was chosen on what? The rates and the strength of the head's penalty were chosen on 200 *training* pictures of each set, held out, by looking at their boxes: a validation set with boxes, as
+# much of the field has one. And one thing is less clean. On Tiny-ImageNet the network's own head was tried first, and given up after a look at 500 of the test pictures.
 #
 # ```
-# python -m tools.mask_epochs cub/weight-map-lite0 --to results/weight_map_cub.json --limit 300
-# python -m tools.mask_epochs tiny-imagenet/weight-map-lite0 --to results/weight_map_tiny-imagenet.json --limit 300
+# python -m tools.mask_epochs cub/weight-map-lite0 cub/siamese-weight-map-lite0 --to results/weight_map_cub.json --limit 300
+# python -m tools.mask_epochs tiny-imagenet/weight-map-lite0 tiny-imagenet/siamese-weight-map-lite0 \
+#     --to results/weight_map_tiny-imagenet.json --limit 300
 # ```
 
 
 # %%
 def photographs(name):
-    """Print the floors, CAM and the mask on one data set; return GT-known of each."""
+    """Print the floors, CAM and the masks on one data set; return GT-known of each."""
     cams = grid.read(f"cam_family_{name}")["cells"].values()
     cam = next(c for c in cams if c["setting"]["stages.cam.args.variant"] == "cam")
-    mask = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
-    rows = [(title, floor, None) for title, floor in mask["floors"].items()]
-    rows += [(t, c["scores"], c["intervals"]["gt_known"]) for t, c in {"CAM": cam, "mask, method I": mask}.items()]
-    print(f"{mask['data']}, n = {mask['n']}\n{'':18} MaxBoxAcc    GT-known, 95 %        Top-1 Loc")
-    for title, scores, ends in rows:
-        line = f"{title:18} {scores['max_box_acc']:9.1f} {scores['gt_known']:8.1f}  "
-        print(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.1f}" if ends else ""))
-    return {title: scores["gt_known"] for title, scores, _ in rows}
+    masks = {c["setting"]["recipe"]: c for c in grid.read(f"weight_map_{name}")["cells"].values()}
+    one, two = (masks[f"{name}/{method}-lite0"] for method in ("weight-map", "siamese-weight-map"))
+    measured = {"CAM": cam, "mask, method I": one, "mask, method II": two}
+    print(grid.score_table(measured))
+    return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(measured).items()}
 
 
 # %%
@@ -661,31 +742,68 @@ on_tiny = photographs("tiny-imagenet")
 
 # %%
 assert on_cub["mask, method I"] > on_cub["best centred box"] + 5 > on_cub["CAM"] + 10
+assert on_cub["mask, method II"] > on_cub["best centred box"]
+assert max(on_tiny["mask, method I"], on_tiny["mask, method II"]) < on_tiny["best centred box"] < on_tiny["CAM"]
 
 # %% [markdown]
-# **On birds the mask wins by far**: by many points over CAM, and clearly above the best centred box, which no member of CAM's family was in chapter 03. Nobody asked it for a *class* here, only that the
-# classifier's answer stays, and birds are what the answer needs. **On Tiny-ImageNet it fails**: in our short run its best box is the whole frame, and CAM is far better.
+# **On birds method I wins by far**: by many points over CAM, and clearly above the best centred box, which no member of CAM's family was in chapter 03. Nobody asked it for a *class* here, only
+# that the classifier's answer stays, and birds are what the answer needs. Method II, after two epochs, is far above CAM as well; from the centred box chance could just explain it. **On Tiny-ImageNet they fail**: their boxes are hardly better than the whole frame, and CAM is far ahead.
 #
-# What stops it? Look at the epochs (GT-known here on 300 of the test pictures, measured by an observer):
+# ### What stops it?
+#
+# Ask with masks by hand again, as we asked on the scenes. What does equation 1 say of the mask that we *want*, the true box?
+#
+# ```
+# python -m tools.hand_masks cub/weight-map-lite0 tiny-imagenet/weight-map-lite0 --n 600 --set evaluate.limit=600 \
+#     --to results/weight_map_by_hand_photos.json
+# ```
+
+# %%
+price = {}  # (data, mask) -> D + area
+for c in grid.read("weight_map_by_hand_photos")["cells"].values():
+    print(f"{c['data']}, {c['pictures']} pictures")
+    for title, found in c["by_hand"].items():
+        price[c["data"], title] = found["invariance"] + found["area"]
+        told = f"D {found['invariance']:.2f}   area {found['area']:.2f}   D + area {price[c['data'], title]:.2f}"
+        print(f"  {title:15} {told}   name kept {found['kept']:3.0f} of 100")
+
+# %%
+dearer = {name: price[name, "box"] - price[name, "all"] for name in ("cub-50 test", "tiny-imagenet val")}
+print({name: round(more, 2) for name, more in dearer.items()})
+assert dearer["tiny-imagenet val"] > 10 * dearer["cub-50 test"] > 0
+
+# %% [markdown]
+# On the scenes the object was the cheapest mask of all. Here its box is not. On **birds** the box costs about as much as showing everything, and a mask may still be cheaper than both, for
+# a bird fills less than half of its box. On **Tiny-ImageNet** the box costs *twice* what showing everything costs, and half of the pictures lose their name in it. **Equation 1 does
+# not want the object there.** No training, however long, makes a loss prefer what it prices double.
+#
+# Why? The loss is only as good as f. These features were made for photographs, and are fed pictures of 64 pixels, enlarged. A piece of such a picture, cut out along a
+# hard edge, is something that f never saw. The paper's f was trained on these very pictures, features and all. Would such an f mind the cut less? That is the experiment to do, and it needs a GPU.
+#
+# Was the training too short, then, on birds? Look at the epochs (GT-known here on 300 of the test pictures, measured by an observer):
 
 # %%
 for name in ("cub", "tiny-imagenet"):
-    cell = next(iter(grid.read(f"weight_map_{name}")["cells"].values()))
-    print(cell["data"], "  kept by S: epoch", cell["kept_epochs"]["mask"])
-    for e in cell["epochs"]:
-        told = "   ".join(f"{key} {e[key]:.2f}" for key in ("invariance", "area", "completeness", "shown_area"))
-        print(f"  epoch {e['epoch']}   {told}   GT-known {e['gt_known']:.1f}")
-seen_there, seen_here = 100 * 5994, 8 * 1350  # pictures that g learned from on birds: epochs times pictures
-print(f"pictures seen by g on birds: paper {seen_there}, here {seen_here}, a factor of {seen_there / seen_here:.0f}")
+    for cell in grid.read(f"weight_map_{name}")["cells"].values():
+        print(cell["setting"]["recipe"], "  kept by S: epoch", cell["kept_epochs"]["mask"])
+        for e in cell["epochs"]:
+            told = "   ".join(f"{key} {e[key]:.2f}" for key in ("total", "area", "completeness", "shown_area"))
+            print(f"  epoch {e['epoch']:2}   {told}   GT-known {e['gt_known']:.1f}")
+
+# %%
+runs = grid.read("weight_map_cub")["cells"].values()
+birds = next(c for c in runs if c["setting"]["recipe"] == "cub/weight-map-lite0")
+flown = [e["gt_known"] for e in birds["epochs"]]
+kept = flown[birds["kept_epochs"]["mask"]]
+print(f"birds, method I: kept {kept:.1f}, oracle {max(flown):.1f}, last {flown[-1]:.1f}")
+assert max(flown) - kept < 2 and kept - flown[-1] > 5
 
 # %% [markdown]
-# On birds the area falls from epoch to epoch, and GT-known climbs. The run did not arrive; the clock stopped it. S stays near one throughout and chooses little: in effect the guard did, which let no
-# epoch pass whose stretched masks show more than nine tenths of the frame. The oracle's epoch would have gained two or three points.
+# No. On birds loss and area fall to the end, but GT-known does not rise to the end: it climbs for a handful of epochs, wanders, and sinks. This is the paper's over-segmentation, on photographs. And here
+# **S did its work**: it kept an epoch within two points of the oracle's, far better than the last one. (S is near one all the time; what it tells apart are the crumbs in the third decimal. And
+# the guard refused some epochs whose stretched masks show more than nine tenths of the frame.)
 #
-# On Tiny-ImageNet the area *rises*. The objects fill half of these small pictures already (see the full box), this f needs most of what it sees, and after some hundred steps the mask has learned to
-# hide nothing. Whether a longer run mends it is open: the paper trained for a thousand epochs there.
-#
-# Two things are still to be run, and are not in this chapter: method II on scenes and photographs, with its ablation (the paper's table 6), and longer runs of method I.
+# Of method II's two epochs S kept the worse one: its masks are all haze still. On Tiny-ImageNet the area *rises* from epoch to epoch, as the prices by hand foretold: hiding costs.
 
 # %% [markdown]
 # ## Where it breaks
@@ -810,7 +928,7 @@ for c in grid.read("weight_map_crop")["cells"].values():
 #
 # 1. **Write the losses.** Invariance keeps the classifier's answer, area makes hiding pay; the inner triplet parts foreground from background, the
 #    outer one ties foregrounds of a class together. Alone, each has an empty optimum: all, nothing, or no matter which.
-# 2. **Stop in time.** The loss wants the part. The mask passes through the animal on its way there, and a score of compactness, guarded against haze, chooses the epoch without
-#    a label.
-# 3. **Judge the mask.** Where the telling part is small, the mask's boxes are far above CAM and the floor; where it is large, the mask shrinks to the part and the advantage in boxes melts. Its pixels are about
-#    twice as good at every size. On birds it beats CAM and every floor; on Tiny-ImageNet our short run does not get off the ground. And whatever it shows is what *f* uses.
+# 2. **Stop in time.** The loss wants the part. The mask passes through the animal on its way there, and a score of compactness, guarded against haze, may choose the epoch without
+#    a label: on birds it did, on scenes it did not.
+# 3. **Judge the mask.** Where the telling part is small, the boxes of both methods are far above CAM and the floor; where it is large, the mask shrinks to the part and the advantage in boxes melts. Its pixels are about
+#    twice as good at every size. On birds method I beats CAM and every floor; on Tiny-ImageNet the loss itself, with our f, prices the object higher than the whole. And whatever a mask shows is what *f* uses.

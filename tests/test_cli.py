@@ -227,6 +227,22 @@ def test_half_width_is_students():
     assert grid.half_width([4.0]) is None
 
 
+def test_a_score_table_begins_with_the_floors_and_gives_intervals_to_what_was_measured():
+    def scores(gt_known):
+        return {"max_box_acc": 30, "max_box_acc_v2": 20, "gt_known": gt_known, "top1_loc": 5}
+
+    cell = {
+        "data": "birds test", "n": 7, "floors": {"full box": scores(21)}, "scores": scores(40),
+        "intervals": {"gt_known": [35.04, 45]},
+    }  # fmt: skip
+    first, _, floor, cam, mask = grid.score_table({"CAM": cell, "mask": {**cell, "scores": scores(60)}}).splitlines()
+    assert first == "birds test, n = 7"
+    assert floor.split() == ["full", "box", "30.00", "20.00", "21.00"]
+    assert cam.split() == ["CAM", "30.00", "20.00", "40.00", "[35.0,", "45.0]", "5.00"]
+    assert mask.split()[3] == "60.00"
+    assert list(grid.with_floors({"CAM": cell})) == ["full box", "CAM"]
+
+
 def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):
     ran = []
 

@@ -408,6 +408,9 @@ def test_pixel_scores_worked_by_hand():
     ignore = torch.tensor([[[False, True], [False, False]]])
     assert pixel_average_precision(PX_MAPS, PX_MASKS, ignore) == pytest.approx(100)
     assert peak_iou(PX_MAPS, PX_MASKS, ignore) == pytest.approx(100)
+    unsure = torch.tensor([[[False, False], [True, False]]])  # a pixel of the object
+    assert pixel_average_precision(PX_MAPS, PX_MASKS, unsure) == pytest.approx(100)
+    assert peak_iou(PX_MAPS, PX_MASKS, unsure) == pytest.approx(100)
     assert math.isnan(pixel_average_precision(PX_MAPS, torch.zeros_like(PX_MASKS)))
 
 

@@ -7,7 +7,6 @@ The measuring has no say in the training: the stage keeps the epoch that its own
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,14 +57,8 @@ def main(
     limit: Annotated[int, typer.Option(help="How many pictures to measure an epoch on, evenly spread.")] = 500,
     out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
 ) -> None:
-    """Run recipes with several seeds and note every epoch."""
-    finished = json.loads(to.read_text(encoding="utf-8"))["cells"] if to.is_file() else {}
-    axes = dict(grid.axis(text) for text in vary or [])
-    for setting, recipe in grid.cells(recipes, set_ or [], axes, [int(seed) for seed in seeds.split(",")]):
-        key = engine.digest(recipe.model_dump(mode="json"))
-        if key not in finished:
-            finished[key] = {"setting": setting, **observe(recipe, limit, out)}
-            grid.store(to, finished)
+    """Run recipes with several seeds and note every epoch. Cells that the file holds are kept as they are."""
+    grid.collect(grid.asked(recipes, set_ or (), vary or (), seeds), to, lambda recipe: observe(recipe, limit, out))
 
 
 if __name__ == "__main__":

@@ -169,12 +169,8 @@ def compare(
 ) -> None:
     """Run recipes at several settings with several seeds, and sum up with 95 % intervals. Finished cells are kept."""
     from wsol_lib import grid
-    from wsol_lib.types import RecipeError
 
-    if not all(seed.isdecimal() for seed in seeds.split(",")):
-        raise RecipeError(f"cannot read the seeds {seeds!r}: write numbers separated by commas, such as 0,1,2")
-    axes = dict(grid.axis(text) for text in vary or ())
-    chosen = list(grid.cells(recipes, overrides or (), axes, [int(seed) for seed in seeds.split(",")]))
+    chosen = grid.asked(recipes, overrides or (), vary or (), seeds)
     for row in grid.compare(chosen, file, out=out, device=device)["summary"]:
         say(summary_line(row))
     say(f"results: {file}")

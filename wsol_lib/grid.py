@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,46 @@ def cells(
         yield {"recipe": source, **setting}, load_recipe(source, chosen)
 
 
+def asked(
+    recipes: Sequence[str], overrides: Sequence[str], vary: Sequence[str], seeds: str
+) -> list[tuple[dict[str, Any], Recipe]]:
+    """`cells` from what is typed on a command line: axes as `axis` reads them, and seeds such as "0,1,2".
+
+    Raises:
+        RecipeError: an axis or the seeds cannot be read, or a recipe is wrong.
+    """
+    numbers = seeds.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise RecipeError(f"cannot read the seeds {seeds!r}: write numbers separated by commas, such as 0,1,2")
+    return list(cells(recipes, overrides, dict(axis(text) for text in vary), [int(number) for number in numbers]))
+
+
+def collect(
+    grid: Sequence[tuple[dict[str, Any], Recipe]], file: Path, measure: Callable[[Recipe], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Measure every cell of a grid and keep all results in one JSON file, written after each cell.
+
+    Cells that the file holds already are not measured again: they are known by the whole recipe, the seed included.
+
+    Returns:
+        What `store` takes: digest of the recipe -> its `setting` and what `measure` gave.
+    """
+    finished: dict[str, dict[str, Any]] = {}
+    if file.is_file():
+        finished = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    hidden = None if distributed.rank() == 0 else True
+    for setting, recipe in tqdm(grid, "cells", disable=hidden):
+        key = digest(recipe.model_dump(mode="json"))
+        if key not in finished:
+            finished[key] = {"setting": setting, **measure(recipe)}
+            store(file, finished)
+    return finished
+
+
 def compare(
     grid: Sequence[tuple[dict[str, Any], Recipe]], file: Path, *, out: str | Path = "runs", device: str | None = None
 ) -> dict[str, Any]:
-    """Run every cell of a grid and keep all results in one JSON file, written after each cell.
-
-    Cells that the file holds already are not run again: they are known by the whole recipe, the seed included.
+    """Run every cell of a grid that a JSON file does not hold yet, and keep all results there; see `collect`.
 
     Args:
         grid: as `cells` gives it.
@@ -64,16 +98,14 @@ def compare(
     Returns:
         What the file holds: `cells`, and `summary` as `summarise` gives it.
     """
-    finished = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else {}
-    hidden = None if distributed.rank() == 0 else True
-    for setting, recipe in tqdm(grid, "cells", disable=hidden):
-        key = digest(recipe.model_dump(mode="json"))
-        if key not in finished:
-            result = run(recipe, out, device=device, progress=False)
-            if result.results is None:
-                raise RecipeError(f"{recipe.name} measures nothing: give it the key evaluate")
-            finished[key] = {"setting": setting, **result.results}
-            store(file, finished)
+
+    def measure(recipe: Recipe) -> dict[str, Any]:
+        result = run(recipe, out, device=device, progress=False)
+        if result.results is None:
+            raise RecipeError(f"{recipe.name} measures nothing: give it the key evaluate")
+        return result.results
+
+    finished = collect(grid, file, measure)
     return {"cells": finished, "summary": summarise(finished.values())}
 
 
@@ -117,6 +149,34 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float | Non
         return None
     quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def with_floors(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`scores` and `intervals` of every row of a table: the trivial floors of the first cell, then the cells given.
+
+    Args:
+        measured: title -> cell of a comparison; all were measured on the same pictures by the same protocol.
+    """
+    floors = next(iter(measured.values()))["floors"]
+    blank = {title: {"scores": scores, "intervals": {}} for title, scores in floors.items()}
+    return blank | {
+        title: {"scores": cell["scores"], "intervals": cell["intervals"]} for title, cell in measured.items()
+    }
+
+
+def score_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Boxes' scores as text, a row each: data and number of pictures, the floors, and the cells with a 95 % interval.
+
+    Args:
+        measured: as for `with_floors`.
+    """
+    first = next(iter(measured.values()))
+    lines = [f"{first['data']}, n = {first['n']}", f"{'':18}MaxBoxAcc    V2    GT-known, 95 %        Top-1 Loc"]
+    for title, row in with_floors(measured).items():
+        scores, ends = row["scores"], row["intervals"].get("gt_known")
+        line = f"{title:18} {scores['max_box_acc']:6.2f} {scores['max_box_acc_v2']:8.2f} {scores['gt_known']:7.2f}  "
+        lines.append(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.2f}" if ends else ""))
+    return "\n".join(lines)
 
 
 def read(name: str) -> dict[str, Any]:

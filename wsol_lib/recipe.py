@@ -80,7 +80,7 @@ class Training(Part):
             means the same on any machine. The tail of an epoch that does not fill a batch is left out.
         accumulate: in how many parts a process works through its share of the batch.
         precision: of the forward pass; weights stay fp32.
-        head_rate: multiplies the learning rate of a method's new head, where its `param_groups` honours it.
+        head_rate: multiplies the learning rate of a method's `new_parts`, such as a head.
         clip: largest norm of the gradient, or None.
         workers: processes that load data, for each training process.
         checkpoint_steps: also write a checkpoint every so many steps inside an epoch.

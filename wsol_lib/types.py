@@ -184,7 +184,7 @@ class Localizer(nn.Module):
         new = set(chain.from_iterable(part.parameters() for part in self.new_parts()))
         learned = [p for p in self.parameters() if p.requires_grad]
         old, fresh = [p for p in learned if p not in new], [p for p in learned if p in new]
-        groups = [{"params": old, "lr_scale": 1.0}, {"params": fresh, "lr_scale": getattr(recipe, "head_rate", 1.0)}]
+        groups = [{"params": old, "lr_scale": 1.0}, {"params": fresh, "lr_scale": recipe.head_rate}]
         return [group for group in groups if group["params"]]
 
     @torch.no_grad()

@@ -264,7 +264,13 @@ class TripletEmbedding(Localizer):
         super().__init__()
         self.classes, self.margin = classes, margin
         if start is not None:
-            _copy_weights(start.network, backbone)
+            try:
+                backbone.network.load_state_dict(start.network.network.state_dict())
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"an embedding on {backbone.name} cannot start from a classifier on {start.network.name}: "
+                    "give both stages one backbone"
+                ) from error
         self.backbone = Frozen(backbone) if freeze_backbone else backbone
         self.project = nn.Linear(backbone.channels["last"], dimensions)
 
@@ -291,15 +297,6 @@ class TripletEmbedding(Localizer):
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """The mean activation: a map that knows no class, for this f has no logits."""
         return Localization(maps=self.network(images)["last"].mean(1))
-
-
-def _copy_weights(source: Backbone, to: Backbone) -> None:
-    try:
-        to.network.load_state_dict(source.network.state_dict())
-    except RuntimeError as error:
-        raise RecipeError(
-            f"an embedding on {to.name} cannot start from a classifier on {source.name}: give both stages one backbone"
-        ) from error
 
 
 class SiameseWeightMap(_Masking):
