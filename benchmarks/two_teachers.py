@@ -7,6 +7,9 @@ stand two plain references, written here from the text of the method:
 * "loops": the network sees whole batches; pool, combination, masks and distillation go picture by picture, and the
   context is, as printed, a map of K channels that are zero but for one, through a 1x1 convolution.
 
+"network" is what no pool and no mask can save: the same passes of the networks, and nothing else. So the last column,
+the loops without it against the library without it, is the pool, the combination, the masks and the losses alone.
+
 Losses, gradients and pools must agree before anything is measured, so batch norms are frozen. One thread, medians of
 interleaved repeats in processor time; the peak is of tensors, as torch counts its allocations.
 """
@@ -194,8 +197,23 @@ def library_step(method: CICAM, batch: Batch) -> Tensor:
     return loss
 
 
+def bare_step(method: CICAM, batch: Batch) -> Tensor:
+    """The passes of the networks that a step needs, and something to send a gradient back from."""
+    inputs = method.network.normalize(batch["image"])
+    passes = {ClassificationTeacher: 2, LocalizationTeacher: 3}.get(type(method), 1)
+    if isinstance(method, KDCICAM):
+        for view, teacher in (
+            (CLASSIFICATION, method.classification_teacher),
+            (LOCALIZATION, method.localization_teacher),
+        ):
+            with torch.no_grad():
+                teacher.module.network(inputs[batch["view"] == view])  # type: ignore[union-attr]
+    return torch.stack([method.head(method.network(inputs)).square().mean() for _ in range(passes)]).sum()
+
+
 VARIANTS: dict[str, Callable[[CICAM, Batch], Tensor]] = {
     "library": library_step,
+    "network": bare_step,
     "loops": lambda method, batch: plain_step(method, batch, batched=True),
     "one by one": lambda method, batch: plain_step(method, batch, batched=False),
 }
@@ -216,9 +234,9 @@ def step(method: CICAM, batch: Batch, variant: str) -> Step:
 def check(name: str, method: CICAM, batch: Batch) -> None:
     """The references give the library's loss, gradient and pool."""
     found = {}
-    for variant, losses in VARIANTS.items():
+    for variant in ("library", "loops", "one by one"):
         start = method.pool.pool.clone()
-        loss = losses(method, batch)
+        loss = VARIANTS[variant](method, batch)
         loss.backward()
         found[variant] = (loss.detach(), method.head.weight.grad.clone(), method.pool.pool.clone())  # type: ignore[union-attr]
         method.zero_grad(set_to_none=True)
@@ -260,12 +278,13 @@ def compare(size: int, batch_size: int, repeats: int) -> None:
         "student": method,
     }
     print(f"\n{batch_size} pictures of {size} px, {CLASSES} classes, maps of {tuple(method.pool.pool.shape[1:])}")
-    print(f"{'':24}{'library, s':>11}{'loops':>8}{'one by one':>12}   peak MiB: library, loops, one by one")
+    print(f"{'':24}{'library, s':>11}{'network':>9}{'loops':>8}{'one by one':>12}{'without network':>17}", end="")
+    print("   peak MiB: library, loops, one by one")
     rows = []
     for name, one in kinds.items():
         check(name, one, batch)
         runs = [step(one, batch, variant) for variant in VARIANTS]
-        memory = [peak(run) for run in runs]
+        memory = [peak(run) for run, variant in zip(runs, VARIANTS, strict=True) if variant != "network"]
         rows.append((medians(runs, repeats), memory))
         show(name, *rows[-1])
     times, peaks = zip(*rows, strict=True)
@@ -273,9 +292,14 @@ def compare(size: int, batch_size: int, repeats: int) -> None:
 
 
 def show(name: str, times: list[float], memory: list[float]) -> None:
-    """One row: seconds of the library, the ratio of each reference to it, and the peaks."""
-    ratios = f"{times[0]:11.2f}{times[1] / times[0]:7.2f}x{times[2] / times[0]:11.2f}x"
-    print(f"{name:24}{ratios}   " + "  ".join(f"{m:8.0f}" for m in memory), flush=True)
+    """One row: seconds of the library, the ratio of each variant to it, and the peaks."""
+    library, network, loops, single = times
+    ratios = "".join(f"{t / library:{width}.2f}x" for t, width in ((network, 8), (loops, 7), (single, 11)))
+    print(
+        f"{name:24}{library:11.2f}{ratios}{(loops - network) / (library - network):16.1f}x   "
+        + "  ".join(f"{m:8.0f}" for m in memory),
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -125,13 +125,15 @@ plt.show()
 # area costs, where the mask is cut), with three seeds each and every epoch noted:
 #
 # ```
-# OPTIONS="--to results/two_teachers_settings.json --seeds 0,1,2 --set data.options.classes=6 --set data.options.families=2 \
-#     --set data.options.part_size=0.35"
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --vary "stages.classification-teacher.views=[{name: Augmented, \
-#     args: {random_resized: [0.2, 1.0], crop: 64}}],[{name: Augmented, args: {random_resized: [0.5, 1.0], crop: 64}}],[{name: Augmented, args: {resize: 72, crop: 64}}]"
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --vary stages.classification-teacher.args.area=0,0.4,4
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --vary stages.classification-teacher.args.theta=0,0.2,0.4
-# python -m tools.mask_epochs scenes/localization-teacher $OPTIONS --vary stages.localization-teacher.args.theta=0,0.2,0.4
+# WORLD="--set data.options.classes=6 --set data.options.families=2 --set data.options.part_size=0.35 --set data.options.n=1500"
+# OPTIONS="--to results/two_teachers_settings.json --seeds 0,1,2 $WORLD"
+# CROPS="[{name: Augmented, args: {random_resized: [0.2, 1.0], crop: 64}}],\
+# [{name: Augmented, args: {random_resized: [0.5, 1.0], crop: 64}}],[{name: Augmented, args: {resize: 72, crop: 64}}]"
+# NAMER=stages.classification-teacher DRAWER=stages.localization-teacher
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary "$NAMER.views=$CROPS"
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.area=0,0.4,4
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.theta=0,0.4
+# python -m tools.mask_epochs scenes/localization-teacher $OPTIONS --set $DRAWER.batch_size=32 --vary $DRAWER.args.theta=0,0.2,0.4
 # ```
 
 # %%
@@ -584,13 +586,14 @@ assert floors["full box"].gt_known < floors["best centred box"].gt_known
 # five seeds; and CAM, CI-CAM and the two teachers on their own.
 #
 # ```
-# OPTIONS="--to results/two_teachers_ablation.json --seeds 0,1,2,3,4 --set data.options.classes=6 --set data.options.families=2 \
-#     --set data.options.part_size=0.35"
-# wsol compare scenes/cam scenes/ci-cam scenes/classification-teacher scenes/localization-teacher $OPTIONS
-# wsol compare scenes/kd-ci-cam $OPTIONS --set stages.student.args.map_temperature=1 --vary "stages.student.needs={},\
+# OPTIONS="--to results/two_teachers_ablation.json --seeds 0,1,2,3,4 $WORLD"
+# for method in cam ci-cam classification-teacher localization-teacher; do
+#     wsol compare scenes/$method $OPTIONS --set stages.$method.batch_size=32; done
+# THREE="--set $NAMER.batch_size=32 --set $DRAWER.batch_size=32 --set stages.student.batch_size=32"
+# wsol compare scenes/kd-ci-cam $OPTIONS $THREE --set stages.student.args.map_temperature=1 --vary "stages.student.needs={},\
 # {classification_teacher: classification-teacher},{localization_teacher: localization-teacher},\
 # {classification_teacher: classification-teacher, localization_teacher: localization-teacher}"
-# wsol compare scenes/kd-ci-cam $OPTIONS --vary stages.student.args.map_temperature=15
+# wsol compare scenes/kd-ci-cam $OPTIONS $THREE --vary stages.student.args.map_temperature=15
 # ```
 
 # %%
@@ -640,14 +643,12 @@ for name in names[:2]:
 # Two candidates choose nothing, least of all where both maps fill the frame and $S$ is at its end. At full length there are six: three crops, with and without the difference loss, three seeds each. First the teachers, then a student of each:
 #
 # ```
-# OPTIONS="--seeds 0,1,2 --set data.options.classes=6 --set data.options.families=2 --set data.options.part_size=0.35 --set stages.localization-teacher.hold_out=0.1"
-# CROPS="stages.localization-teacher.views=[{name: Augmented, args: {random_resized: [0.2, 1.0], crop: 64}}],\
-# [{name: Augmented, args: {random_resized: [0.5, 1.0], crop: 64}}],[{name: Augmented, args: {resize: 72, crop: 64}}]"
-# SCORE="stages.localization-teacher.callbacks=[{name: KeepBest, args: {stretch: true}}]"
+# OPTIONS="--seeds 0,1,2 $WORLD --set $DRAWER.batch_size=32 --set $DRAWER.hold_out=0.1"
+# SCORE="$DRAWER.callbacks=[{name: KeepBest, args: {stretch: true}}]"
 # python -m tools.mask_epochs scenes/localization-teacher --to results/two_teachers_drawers.json $OPTIONS --set "$SCORE" \
-#     --vary "$CROPS" --vary stages.localization-teacher.args.difference=0,0.5
-# wsol compare scenes/kd-ci-cam --to results/two_teachers_students.json $OPTIONS --set "$SCORE" --set stages.student.args.map_temperature=1 \
-#     --vary "$CROPS" --vary stages.localization-teacher.args.difference=0,0.5
+#     --vary "$DRAWER.views=$CROPS" --vary $DRAWER.args.difference=0.5,0
+# wsol compare scenes/kd-ci-cam --to results/two_teachers_students.json $OPTIONS --set "$SCORE" $THREE \
+#     --set stages.student.args.map_temperature=1 --vary "$DRAWER.views=$CROPS" --vary $DRAWER.args.difference=0.5,0
 # ```
 
 # %%
