@@ -17,16 +17,16 @@
 # %% [markdown]
 # # Two teachers
 #
-# Ask a network to name birds, and it looks at the head. Ask it to outline birds, and it must look at the tail as well, which names
+# Ask a network to name birds, and it looks at the head. Ask it to outline birds, and it must look at the legs as well, which name
 # nothing. [Chapter 05](05_context_pool.ipynb) ended with a network that wants both at once. This chapter splits the wishes: one teacher learns to *name*,
 # another learns to *draw*, and a student learns from both. The paper is Shao et al.'s KD-CI-CAM ([references](../book/references.md)). Its text and its
-# released code disagree in every loss, so we weigh each disagreement by its gradient. And we end with a lesson about crops that is worth more than any loss.
+# released code disagree in three losses and in several settings, so we weigh each disagreement by its gradient. And we end with a lesson about crops that is worth more than any loss.
 #
 # ## Objectives
 #
 # About 70 minutes to read, two minutes to run on two cores. It needs no download; the cells on photographs need CUB.
 #
-# 1. **Build both teachers**: masks from a network's own map, what each teacher is asked through them, and why no gradient reaches the map.
+# 1. **Build both teachers**: masks from a network's own map, what each teacher is asked through them, and why the mask passes no gradient to the map.
 # 2. **Distil**: say what each reading of the logit and the map distillation does to the student, by values and by gradients.
 # 3. **Judge the gain**: against a student without teachers, the floors, and the crop that the pictures were measured in.
 
@@ -118,8 +118,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Accuracy climbs by tens of points. The boxes do not climb with it: they get better here and worse there, and stay near a blank box in the middle. A network that knows the names better need not know the outlines better: the losses reward *any* evidence, and the
-# best evidence is small. This is the paper's **classification-localization dilemma**.
+# In the stored run the namer's boxes get better as its names do, and the drawer's get worse as its names get better. So better names do not *mean* better boxes. (A drawer is not born by its name, either: here the namer is ahead in both.) With 300 pictures a score is uncertain by about five points, so this is a hint and no more. The paper says
+# that there is a conflict: the losses reward *any* evidence, and a part may be evidence enough. It calls this the **classification-localization dilemma**.
 #
 # Three epochs of one seed are an anecdote. The paper's figure has one point for each training *setting*. So we turn three knobs of the teachers (how hard pictures are cropped, how much
 # area costs, where the mask is cut), with three seeds each and every epoch noted:
@@ -131,10 +131,11 @@ plt.show()
 # [{name: Augmented, args: {random_resized: [0.5, 1.0], crop: 64}}],[{name: Augmented, args: {resize: 72, crop: 64}}]"
 # NAMER=stages.classification-teacher DRAWER=stages.localization-teacher
 # python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary "$NAMER.views=$CROPS"
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.area=0,0.4,4
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.theta=0,0.4
-# python -m tools.mask_epochs scenes/localization-teacher $OPTIONS --set $DRAWER.batch_size=32 --vary $DRAWER.args.theta=0,0.2,0.4
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.area=0,4
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.theta=0.4
+# python -m tools.mask_epochs scenes/localization-teacher $OPTIONS --set $DRAWER.batch_size=32 --vary $DRAWER.args.theta=0,0.4
 # ```
+
 
 # %%
 def settings(name):
@@ -147,6 +148,7 @@ def settings(name):
         found.setdefault((key.split(".")[1], f"{key.split('.')[-1]} {value}"), []).append(path)
     return {key: np.array(paths) for key, paths in found.items()}
 
+
 # %%
 paths = settings("two_teachers_settings")
 for (teacher, knob), path in paths.items():
@@ -156,7 +158,7 @@ for (teacher, knob), path in paths.items():
 # %% mystnb={"image": {"alt": "SETTINGSALT"}}
 figure, axis = plt.subplots(figsize=(7, 4.4))
 kinds = {"classification-teacher": ("C0", "o"), "localization-teacher": ("C1", "s")}
-for (teacher, knob), path in paths.items():
+for (teacher, _), path in paths.items():
     named, boxed = path.mean(0).T  # [epochs] each
     colour, marker = kinds[teacher]
     axis.plot(named, boxed, color=colour, alpha=0.35, linestyle="-", linewidth=1)
@@ -204,7 +206,7 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# Where does $\theta$ cut? $H$ has its minimum taken away, so it is zero somewhere. At $\theta = 0$ the mask hides *that one spot*:
+# Where does $\theta$ cut? $H$ has its minimum taken away, so it is zero at one place. Enlarged between its neighbours that zero is gone again, unless it lies in a corner. So at $\theta = 0$ the mask hides a corner, or *nothing*:
 
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
@@ -216,15 +218,17 @@ with torch.no_grad():
             shares.append(kd_ci_cam.foreground_mask(found, (64, 64), theta).mean().item())
         print(f"{name:24} foreground's share at theta 0, .08, .15, .25, .4:  {np.round(shares, 2)}")
         assert shares[0] > 0.95 and shares == sorted(shares, reverse=True)
+inner = torch.rand(1, 8, 8)
+inner[0, 3, 4] = 0
+assert kd_ci_cam.foreground_mask(inner, (64, 64), 0.0).mean() == 1
 
 # %% [markdown]
-# Read this line before you believe the paper's drawing of a cut-out bird. The published localization teacher for VGG16 has $\theta = 0$: its "foreground" is the whole picture but for a spot, its
-# "background" is the spot in a field of grey.
+# The published localization teacher for VGG16 has $\theta = 0$: its "foreground" is the whole picture, and its "background" is nearly always an empty grey field. Of every grey field the network says the same. So $f - b$, which you meet below, is $f$ minus a constant.
 #
 # ### No gradient to the map
 #
 # The mask is made by a comparison. A comparison has no slope, so **whatever is asked of the foreground, $H$ is not told to change its shape**. What learns is the *network*, on pictures that
-# happen to be masked: a kind of augmentation, drawn by itself. Only the price of area touches $H$.
+# happen to be masked: a kind of augmentation, drawn by itself. Of the new terms only the price of area has a slope at $H$ itself. (All of them change the weights, and with the weights the next map.)
 
 # %%
 fore = teacher.head(teacher.network(inputs * mask))  # [4,K]
@@ -239,7 +243,9 @@ assert from_mask is None and not mask.requires_grad and torch.allclose(from_area
 #
 # $$L_{ct} = \underbrace{CE(\text{first look}) + CE(\text{second look})}_{\text{CI-CAM}} + \mu\, CE(\text{foreground}) + \eta\, \overline{H}$$
 #
-# The second line of code above has one peculiarity: masked pictures go from the network straight to the classifier, **past the context pool**. The pool adds what is usual around a class, and around
+# $\overline{H}$ is the mean of $H$ over its places; $\mu$ and $\eta$ are prices.
+#
+# The line `fore = ...` of the last cell has one peculiarity: masked pictures go from the network straight to the classifier, **past the context pool**. The pool adds what is usual around a class, and around
 # this foreground there is nothing. Empty the pool, and the second look changes; what is said of the foreground does not:
 
 # %%
@@ -282,7 +288,9 @@ assert torch.isclose(shown.mean(), H.mean(), atol=1e-5)
 # | paper | $-\ln\,(s_f - s_b)_y$ | $-\ln\,\big((s_f - s_b + s_o)/2\big)_y$ |
 # | code | $CE(f - b,\, y)$ | $CE\big((f - b + o)/2,\, y\big)$ |
 #
-# A difference of probabilities may be negative, and then it has no logarithm. A difference of *logits* may be anything. Take numbers:
+# $$L_{lt} = CE(\text{first look}) + CE(\text{second look}) + \beta\,(L_{\text{diff}} + L_{\text{aux}}) + \delta\,\overline{H}$$
+#
+# with $\beta = 0.5$, $\delta = 0$ and $\theta = 0$ in the script for VGG16 on birds (cited: the released scripts). A difference of probabilities may be negative, and then it has no logarithm. A difference of *logits* may be anything. Take numbers:
 
 # %%
 y = torch.tensor([0])
@@ -296,7 +304,7 @@ for reading, values in {"paper": paper, "code": code}.items():
 # %% [markdown]
 # And now let the background become surer, with the foreground's certainty of the class fixed at 0.6:
 
-# %% mystnb={"image": {"alt": "Two curves over the background's certainty of the class, from 0 to 1. The code's loss rises gently throughout. The paper's rises steeply towards a background certainty of 0.6 and has no value beyond it, a shaded region."}}
+# %% mystnb={"image": {"alt": "Two curves over the background's certainty of the class, from 0 to 1. The code's loss rises slowly at first and steeply near 1; it has a value everywhere. The paper's rises steeply towards a background certainty of 0.6 and has no value beyond it, a shaded region."}}
 certainty = torch.linspace(0.01, 0.99, 99)
 f = torch.tensor([[0.6, 0.4]]).log().expand(99, 2)  # [99,2]
 b = torch.stack([certainty, 1 - certainty], 1).log().requires_grad_()
@@ -312,16 +320,20 @@ plt.show()
 
 # %%
 (slopes,) = torch.autograd.grad(released.sum(), b)
-surer = certainty > 0.61
+surer = certainty > 0.615
 clamped = torch.stack([kd_ci_cam.difference_loss(f[:1], b[i : i + 1], f[:1], y, "paper")[0] for i in (20, 80)])
 clamped_slopes = torch.autograd.grad(clamped.sum(), b)[0].abs().sum(1)
-print(f"where the background is surer: paper's loss is a number on {literal[surer].isfinite().sum()} of {surer.sum()} points;")
-print(f"clamped it is {clamped[1]:.2f} with gradient {clamped_slopes[80]:.2f}; code's least gradient is {slopes[surer, 0].min():.2f}")
+print(
+    f"where the background is surer: paper's loss is a number on {literal[surer].isfinite().sum()} of {surer.sum()} points;"
+)
+print(
+    f"clamped it is {clamped[1]:.2f} with gradient {clamped_slopes[80]:.2f}; code's least gradient is {slopes[surer, 0].min():.2f}"
+)
 assert literal[surer].isnan().all() and clamped_slopes[80] == 0 < clamped_slopes[20] and (slopes[surer, 0] > 0.5).all()
 
 # %% [markdown]
-# Taken literally, the paper's loss fails exactly where it is needed: **a picture whose background gives the class away has no loss**, and clamping it gives a loss without a slope. The code's form pulls there
-# as hard as anywhere. It is the library's default; `faithful_to="paper"` is the clamped one. How often does it matter? Count test pictures on which the background is the surer one:
+# Taken literally, the paper's loss fails exactly where it is needed: **a picture whose background gives the class away has no loss**, and clamping it gives a loss without a slope. The code's form pulls hardest
+# there. It is the library's default; `faithful_to="paper"` is the clamped one. How often does it matter? Count test pictures on which the background is the surer one:
 
 # %% tags=["nbval-ignore-output"]
 drawer = trained.stages["localization-teacher"]
@@ -336,7 +348,7 @@ with torch.no_grad():
         assert lost < 0.9
 
 # %% [markdown]
-# One step of the localization teacher, by hand and by the library:
+# (At $\theta = 0$ this counts pictures of which plain grey is surer than the picture.) One step of the localization teacher, by hand and by the library:
 
 # %%
 drawer = copy.deepcopy(drawer)
@@ -355,7 +367,7 @@ print(list(found))
 # ## Distilling logits
 #
 # The student is to say what the classification teacher says, doubts included. Softmax with a **temperature** $T$ brings the doubts out: at $T = 15$ even a sure teacher
-# spreads. The paper's equation 10 is the divergence $KL(p_t \Vert p_s)$, with $p = \mathrm{softmax}(\text{logits} / T)$. Multiplied by $T^2$, its gradient does not fade as $T$ grows:
+# spreads. The paper's equation 10 writes a divergence of student and teacher. We read it in the usual order, $KL(p_t \Vert p_s)$ with $p = \mathrm{softmax}(\text{logits} / T)$, and multiply it by $T^2$, as is common: then its gradient does not fade as $T$ grows.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -370,8 +382,8 @@ for T in (1.0, 15.0, 150.0):
     assert torch.isclose(ours, T**2 * divergence, rtol=1e-2)
 
 # %% [markdown]
-# The released code calls the same function of torch, but gives it $p_s$ where $\ln p_s$ is expected, and no $T^2$. What is computed is $\sum p_t (\ln p_t - p_s)$. It is no divergence. It is *linear* in
-# $p_s$, so its slope is $-p_t$ wherever the student stands. Two classes are enough to see what that does:
+# The released code calls torch's `KLDivLoss`, but gives it $p_s$ where $\ln p_s$ is expected, and no $T^2$. What is computed is $\sum p_t (\ln p_t - p_s)$. It is no divergence. It is *linear* in
+# $p_s$, so its slope by $p_s$ is $-p_t$ wherever the student stands. Two classes are enough to see what that does:
 
 # %% mystnb={"image": {"alt": "Two curves over the student's probability of the first class. The divergence is a bowl with its lowest point at the teacher's 0.7. The released form is a straight line that falls all the way to 1."}}
 p_s = torch.linspace(0.01, 0.99, 99)
@@ -406,7 +418,25 @@ for reading in ("paper", "code"):
 assert at_teacher["paper"][1] < 1e-5 < 1e-2 < at_teacher["code"][1]
 
 # %% [markdown]
-# So the released student is pushed on, past its teacher. It is not useless: it is a smoothed hard label. But it is not what the text says, and the default here is the text.
+# At $T = 1$ the released form drives the student on, past its teacher. And at the published $T = 15$, with as many classes as there are birds?
+
+# %%
+own = torch.Generator().manual_seed(0)
+s200, t200 = (3 * torch.randn(1, 200, generator=own) for _ in range(2))  # [1,200] student, teacher
+losses = {
+    "KL T^2": lambda s: kd_ci_cam.logit_distillation(s, t200, 15.0, "paper"),
+    "released": lambda s: kd_ci_cam.logit_distillation(s, t200, 15.0, "code"),
+    "cross-entropy": lambda s: F.cross_entropy(s, t200.argmax(1)),
+}
+pull = {}
+for name, loss_of in losses.items():
+    leaf = s200.clone().requires_grad_()
+    pull[name] = torch.autograd.grad(loss_of(leaf), leaf)[0].norm().item()
+    print(f"{name:14} gradient {pull[name]:.0e}")
+assert pull["released"] < 1e-3 * pull["KL T^2"] and pull["released"] < 1e-4 * pull["cross-entropy"]
+
+# %% [markdown]
+# There it hardly drives at all. No $T^2$ makes up for the division by $T$, and each $p_s$ is small. The default here is the divergence.
 #
 # ## Distilling maps
 #
@@ -424,16 +454,19 @@ for name, how in {"sigmoid (code)": "code", "softmax (paper)": "paper"}.items():
     (slope,) = torch.autograd.grad(loss, student)
     dead[how] = loss.item(), slope.norm().item()
     print(f"{name:16} loss {loss:.1e}   gradient {slope.norm():.1e}")
+leaf = drawn.clone().requires_grad_()
+hard = torch.autograd.grad(F.cross_entropy(leaf.mean((2, 3)), torch.tensor([0, 1])), leaf)[0].norm().item()
+print(f"cross-entropy of the same maps: gradient {hard:.1e}")
 
 # %%
 assert 1.2e-2 < dead["code"][0] < 1.4e-2 and 1.3e-10 < dead["paper"][0] < 1.7e-10
 assert dead["code"][1] > 1e5 * dead["paper"][1]
 
 # %% [markdown]
-# The softmax shares one unit among all entries, so each has next to nothing, and squares of nothing are left. Beside a cross-entropy near one, such a gradient does not exist. The library offers the softmax times $n h w$ (`rescale=True`) to those who want the competition
-# between places *and* a slope.
+# The softmax shares one unit among all entries, so each has next to nothing, and squares of nothing are left. The library offers the softmax times $n h w$ (`rescale=True`) to those who want the competition between places *and* a slope. The sigmoid keeps a slope that is millions of times larger. But even that is small beside
+# the slope of a cross-entropy on the same maps.
 #
-# But the sigmoid can die as well. Near zero it is a straight line of slope $1 / (4T)$, so the loss is at most the mean square of the maps' difference, divided by $16 T^2$. That is fine for large maps. How large are ours?
+# Can it be seen in advance? Near zero the sigmoid is a straight line of slope $1 / (4T)$. So the loss is at most the mean square of the maps' difference, divided by $16 T^2$. How large are our maps?
 
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
@@ -447,8 +480,7 @@ for T in (15.0, 1.0):
     assert loss <= apart.square().mean() / (16 * T**2) + 1e-6
 
 # %% [markdown]
-# At $T = 15$ even *another picture's maps* would hardly be punished. A temperature is measured in units of what it divides. The recipes of this book that train for a short time take a
-# `map_temperature` of their own. The student you trained above had 15, and learned next to nothing from the second teacher; see its losses:
+# At $T = 15$ even *another picture's maps* would hardly be punished. A temperature is measured in units of what it divides. The recipes on photographs set `map_temperature` to 1; `scenes/kd-ci-cam` leaves it at 15. The student above had 15. The last term of its loss is small:
 
 # %% tags=["nbval-ignore-output"]
 last = trained.histories["student"].epochs[-1]
@@ -456,18 +488,20 @@ print({name: round(last[name], 4) for name in ("classification", "logit_distilla
 assert last["map_distillation"] < 0.05 * last["logit_distillation"]
 
 # %% [markdown]
+# That alone proves nothing: it may mean that both agree. Its slope is measured below, where we take a step by hand.
+#
 # ## Paper and code, side by side
 #
-# Everything so far in one table: of each disagreement the loss and its slope, the norm of the gradient, in both readings.
+# Everything so far in one table: the loss and its slope, the norm of the gradient, in both readings, for four made-up students of six classes. *Equal*: the teacher says the same. *Different*: for each the teacher is sure of another class. *Background surer*: the background says all that the foreground says, and the true class more loudly. *Maps*: the random maps from above.
 
 # %%
-student, agreed, sure = torch.randn(4, 6, generator=generator), torch.eye(6)[:4], torch.arange(4)
+student, towards, four = torch.randn(4, 6, generator=generator), torch.eye(6)[:4], torch.arange(4)
 rows = {
     "logits, equal": lambda s, how: kd_ci_cam.logit_distillation(s, student, 1.0, how),
-    "logits, different": lambda s, how: kd_ci_cam.logit_distillation(s, 4 * agreed, 1.0, how),
-    "background surer": lambda s, how: kd_ci_cam.difference_loss(s, student + 3 * agreed, student, sure, how)[0],
+    "logits, different": lambda s, how: kd_ci_cam.logit_distillation(s, 4 * towards, 1.0, how),
+    "background surer": lambda s, how: kd_ci_cam.difference_loss(s, student + 3 * towards, student, four, how)[0],
 }
-table = {("maps of birds", how): dead[how] for how in dead}
+table = {("maps, size of birds", how): dead[how] for how in dead}
 for title, loss_of in rows.items():
     for how in ("paper", "code"):
         leaf = student.clone().requires_grad_()
@@ -476,27 +510,27 @@ for title, loss_of in rows.items():
 
 # %% tags=["nbval-ignore-output"]
 print(f"{'':20}{'paper: loss':>13}{'slope':>10}{'code: loss':>15}{'slope':>10}")
-for title in (*rows, "maps of birds"):
+for title in (*rows, "maps, size of birds"):
     told = [f"{value:13.1e}{slope:10.1e}" for how in ("paper", "code") for value, slope in [table[title, how]]]
     print(f"{title:20}" + "  ".join(told))
 assert table["logits, equal", "paper"][1] < 1e-5 and table["background surer", "paper"][1] == 0
 assert table["logits, equal", "code"][1] > 1e-3 and table["background surer", "code"][1] > 0.3
 
 # %% [markdown]
-# Where the two differ without a loss:
+# Where they differ outside the formulas:
 #
 # | | paper | code | what it does |
 # |---|---|---|---|
 # | who fills the pool | every picture | those named right | chapter 05 |
 # | rate of the pool, birds | one for all | one for each network, slower or faster | how far back the pool remembers (chapter 05) |
-# | $\theta$ of the drawer | cuts a foreground out | 0 for VGG16: hides one spot | the "foreground" is the picture |
+# | Adam's second beta | 0.99 | 0.999 | not measured (cited: the paper and the released scripts) |
 # | the student's first look | a loss of a weight $\rho$ | weight 0 | only the second look is judged |
 # | which epoch of a teacher | not said | the best on test boxes | the score is an upper bound |
 #
 # ## The student
 #
 # One student, two teachers. Does every picture get both? No: **for each picture a die is thrown** for every epoch: nobody, the classification teacher, or the localization teacher. And the same throw decides how the picture is
-# *cropped*. The namer teaches on gentle crops; the drawer on wild ones, where the head is often outside and other parts must do.
+# *cropped*. In our recipe the namer teaches on gentle crops and the drawer on wilder ones, where a telling part is often outside. (On birds the authors' two kinds differ little, and on ImageNet it is the drawer that has the gentle ones, says their code.) Here we draw crops down to a fifth of the picture, to see something; the student above had a half at the least.
 # The view `Choices` does it, and writes the throw into the batch under the key `view`.
 
 # %%
@@ -542,7 +576,7 @@ assert not any(torch.equal(mine, pool) for pool in theirs) and not any("teacher"
 #
 # $$L = (1 - \alpha)\, CE(\text{second look of all pictures}) + \alpha \big(L_{ld}(\text{pictures of the namer}) + L_{ad}(\text{pictures of the drawer})\big)$$
 #
-# Each distillation is a mean over *its own* pictures. One step by hand:
+# ($L_{ld}$ is the distillation of logits, $L_{ad}$ that of maps, $a$ for attention). Each distillation is a mean over *its own* pictures. One step by hand:
 
 # %%
 thrown.set_epoch(0)
@@ -569,6 +603,15 @@ assert found.keys() == by_hand.keys() and student.logit_temperature == T
 assert all(torch.isclose(found[name], by_hand[name], rtol=1e-3, atol=1e-6) for name in by_hand)
 print(f"of 12 pictures {of_namer.sum()} have the namer, {of_drawer.sum()} the drawer:", *found)
 
+# %% tags=["nbval-ignore-output"]
+learner = copy.deepcopy(student).requires_grad_(True)
+for name, loss in learner.losses(batch).items():
+    (slope,) = torch.autograd.grad(loss, learner.head.weight, retain_graph=True)
+    print(f"{name:20} value {loss:.4f}   gradient at the classifier {slope.norm():.4f}")
+
+# %% [markdown]
+# So much each of the three has to say. PROSE6
+
 # %% [markdown]
 # ## What became of it
 #
@@ -578,13 +621,23 @@ print(f"of 12 pictures {of_namer.sum()} have the namer, {of_drawer.sum()} the dr
 for name in names:
     judge = engine.evaluate(trained.stages[name], scenes, rule, progress=False)
     scores, (low, high) = judge.compute(), judge.interval("gt_known")
-    print(f"{name:24} classes {scores.top1_cls:5.1f}   GT-known {scores.gt_known:5.1f} [{low:.1f}, {high:.1f}]   PxAP {scores.pxap:.1f}")
+    print(
+        f"{name:24} classes {scores.top1_cls:5.1f}   GT-known {scores.gt_known:5.1f} [{low:.1f}, {high:.1f}]   PxAP {scores.pxap:.1f}"
+    )
 pixels = judge.pixel_floors()["centred Gaussian"]
 print({name: round(floor.gt_known, 1) for name, floor in floors.items()}, f"  Gaussian's PxAP {pixels['pxap']:.1f}")
 assert floors["full box"].gt_known < floors["best centred box"].gt_known
 
+# %% tags=["nbval-ignore-output"]
+figures.gallery(
+    pictures.repeat(3, 1, 1, 1), maps=torch.cat([trained.stages[name].localize(pictures).maps for name in names]), columns=4,
+    boxes=[scenes.boxes(i) for i in chosen] * 3, titles=[who for who in ("namer", "drawer", "student") for _ in chosen],
+    alt="GALLERYALT",
+)  # fmt: skip
+plt.show()
+
 # %% [markdown]
-# A student of three epochs is no judgement on the method. So the ablation of the paper's Table 4 at full length: the student alone (it still sees the mixed crops), with the namer, with the drawer, with both;
+# A student of three epochs is no judgement on the method. So the ablation of the paper's Table 4 at full length: the student alone (it sees the mixed crops, and only its second look is trained, so it is not CI-CAM), with the namer, with the drawer, with both;
 # five seeds; and CAM, CI-CAM and the two teachers on their own.
 #
 # ```
@@ -598,6 +651,7 @@ assert floors["full box"].gt_known < floors["best centred box"].gt_known
 # wsol compare scenes/kd-ci-cam $OPTIONS $THREE --vary stages.student.args.map_temperature=15
 # ```
 
+
 # %%
 def ablation(**setting):
     """Score -> array over the seeds, for one row of the ablation."""
@@ -606,8 +660,14 @@ def ablation(**setting):
     return {score: np.array([c["scores"][score] for c in cells]) for score in ("top1_cls", "gt_known", "pxap")}
 
 
+# %%
 by_namer, by_drawer = "classification_teacher: classification-teacher", "localization_teacher: localization-teacher"
-needs = {"student alone": "{}", "+ namer": f"{{{by_namer}}}", "+ drawer": f"{{{by_drawer}}}", "+ both": f"{{{by_namer}, {by_drawer}}}"}
+needs = {
+    "student alone": "{}",
+    "+ namer": f"{{{by_namer}}}",
+    "+ drawer": f"{{{by_drawer}}}",
+    "+ both": f"{{{by_namer}, {by_drawer}}}",
+}
 rows = {"CAM": "cam", "CI-CAM": "ci-cam", "namer": names[0], "drawer": names[1]}
 table = {title: ablation(recipe=f"scenes/{name}") for title, name in rows.items()}
 table |= {title: ablation(recipe="scenes/kd-ci-cam", **{"stages.student.needs": need}) for title, need in needs.items()}
@@ -659,6 +719,7 @@ for name in names[:2]:
 #     --set stages.student.args.map_temperature=1 --vary "$DRAWER.views=$CROPS" --vary $DRAWER.args.difference=0.5,0
 # ```
 
+
 # %%
 def candidates(name):
     """(crop, weight of the difference, seed) -> cell."""
@@ -670,9 +731,9 @@ drawers, students = candidates("two_teachers_drawers"), candidates("two_teachers
 judged = {}  # key -> S of the kept epoch, GT-known and Top-1 Loc of the drawer, GT-known of its student
 for key, c in drawers.items():
     kept = c["kept_epochs"].get("localization-teacher")
-    S = c["epochs"][-1 if kept is None else kept]["completeness"]
+    S = -1.0 if kept is None else c["epochs"][kept]["completeness"]  # -1: no epoch passed the guard against haze
     judged[key] = (S, c["scores"]["gt_known"], c["scores"]["top1_loc"], students[key]["scores"]["gt_known"])
-    print(*key, kept, [round(float(value), 3) for value in judged[key]])
+    print(*key, kept, [round(float(value), 4) for value in judged[key]])
 
 # %%
 rules = {"S (no box)": 0, "oracle: GT-known": 1, "oracle: Top-1 Loc": 2, "oracle: the student": 3}
@@ -690,13 +751,14 @@ for title, scores in picked.items():
 #
 # ## Real photographs
 #
-# The recipes `cub/kd-ci-cam-lite0` and `tiny-imagenet/kd-ci-cam-lite0` start from EfficientNet-Lite0 of ImageNet and train all three networks gently; each takes less than an hour on two cores. CAM, NL-CCAM and
+# The recipes `cub/kd-ci-cam-lite0` and `tiny-imagenet/kd-ci-cam-lite0` start from EfficientNet-Lite0 of ImageNet and train all three networks gently; about an hour each on two cores. CAM, NL-CCAM and
 # CI-CAM beside them are those of chapter 05, trained alike.
 #
 # ```
 # wsol compare cub/kd-ci-cam-lite0 --to results/two_teachers_cub.json --seeds 0
 # wsol compare tiny-imagenet/kd-ci-cam-lite0 --to results/two_teachers_tiny-imagenet.json --seeds 0
 # ```
+
 
 # %%
 def photographs(name):
@@ -705,6 +767,7 @@ def photographs(name):
     found = {c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0"): c for c in cells}
     print(grid.score_table(found))
     return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(found).items()}
+
 
 # %%
 on_cub = photographs("cub")
@@ -717,23 +780,26 @@ on_tiny = photographs("tiny-imagenet")
 #
 # ## The crop is a method
 #
-# The paper measures birds like this: resize the picture to 344, cut the middle 224 out, cut the true box at the edge too. For its InceptionV3 it is 500, and 299 out of that. Other papers take the whole picture. Does it matter? A crop
+# The paper measures birds like this: resize the picture to 344, cut the middle 224 out, cut the true box at the edge too. For its InceptionV3 it is 500, and 299 out of that. Other papers take the whole picture, or 224 out of 256. Does it matter? A crop
 # does two things. It magnifies, so that boxes fill more of the frame. And it *cuts the truth*, so that a large box becomes the frame itself. Look at what remains of the true boxes of our scenes, with crops of the same
 # proportions at 64 pixels:
 
 # %%
-crops = {"whole": 64, "256 to 224": 73, "288 to 224": 82, "344 to 224": 98, "500 to 224": 143}
-protocols = {title: replace(rule, resize=side, crop=64 if side > 64 else None, clip=side > 64) for title, side in crops.items()}
-chosen = [4, 14, 16, 24]
-frames = [scenes.picture(i) for i in chosen]
-seen_by = {t: [p.frame((64, 64)).image(picture) for picture in frames] for t, p in protocols.items()}
-truths = {t: p.to_frame([scenes.boxes(i) for i in chosen], torch.full((4, 2), 64)) for t, p in protocols.items()}
+crops = {"whole": 64, "256 to 224": 73, "288 to 224": 82, "344 to 224": 98, "500 to 299": 107}
+protocols = {
+    title: replace(rule, resize=side, crop=64 if side > 64 else None, clip=side > 64) for title, side in crops.items()
+}
+
+# %%
+frames, shown_crops = [scenes.picture(i) for i in chosen], ("whole", "344 to 224", "500 to 299")
+seen_by = {t: [protocols[t].frame((64, 64)).image(picture) for picture in frames] for t in shown_crops}
+uncut, whole_size = [scenes.boxes(i) for i in chosen], torch.full((4, 2), 64)
+truths = {t: protocols[t].to_frame(uncut, whole_size) for t in shown_crops}
 figures.gallery(
-    [image for t in ("whole", "344 to 224", "500 to 224") for image in seen_by[t]], columns=4,
-    boxes=[box for t in ("whole", "344 to 224", "500 to 224") for box in truths[t]],
-    titles=[t for t in ("whole", "344 to 224", "500 to 224") for _ in chosen],
-    alt="Four scenes with their true boxes, whole, at 344 to 224 and at 500 to 224. The tighter the crop, the larger the animal in the frame, until the "
-    "box is cut at its edges.",
+    [image for images in seen_by.values() for image in images], columns=4,
+    boxes=[box for boxes in truths.values() for box in boxes], titles=[t for t in shown_crops for _ in chosen],
+    alt="Four scenes with their true boxes, whole, at 344 to 224 and at 500 to 299. Animals in the middle come to fill the frame and "
+    "their boxes are cut at its edges; of those near the border only a strip is left.",
 )  # fmt: skip
 plt.show()
 
@@ -756,33 +822,35 @@ for title, protocol in protocols.items():
 for column, title in enumerate(("checkpoint", "full box", "best centred box")):
     scores = [row[column] for row in by_crop.values()]
     print(f"{title:17} moves by {max(scores) - min(scores):.1f} points, by the crop alone")
-assert by_crop["500 to 224"][1] > by_crop["whole"][1] + 40 and by_crop["500 to 224"][2] > by_crop["whole"][2] + 20
+assert by_crop["500 to 299"][1] > by_crop["whole"][1] + 30 and by_crop["500 to 299"][2] > by_crop["whole"][2] + 15
 
 # %% [markdown]
-# A box that has never looked at a picture gains nearly fifty points. The tighter the crop, the nearer the rows: in the last one the truth, cut at the edges, *is* mostly frame, and there is little left to localize. And in our
-# scenes animals stand anywhere. Photographers put birds in the middle, and large. No network is needed for this cell:
+# A box that has never looked at a picture gains more than thirty points. The tighter the crop, the more boxes fill most of the frame, while others leave it and only a strip remains. Under tight crops checkpoint and blank box come close. And in our
+# scenes animals stand anywhere. Photographers put birds in the middle, and large. (A network that takes 224 pixels sees 375 to 224 in place of 500 to 299; the proportion is the same.) No network is needed for this cell:
 
 # %% tags=["needs:cub"]
 birds = data.load("cub-50", "test", size=224)
 truth = [birds.boxes(i) for i in range(len(birds))]
 on_birds = {}
-for title, side in {"whole": 224, "256": 256, "288": 288, "344": 344, "500": 500}.items():
-    how = replace(PROTOCOLS["wsolevaluation"], resize=side, tau="cross-fit", crop=None if side == 224 else 224, clip=side > 224)
+for title, side in {"whole": 224, "256 to 224": 256, "288 to 224": 288, "344 to 224": 344, "500 to 299": 375}.items():
+    how = replace(
+        PROTOCOLS["wsolevaluation"], resize=side, tau="cross-fit", crop=None if side == 224 else 224, clip=side > 224
+    )
     floors = trivial_floors(how, truth, birds.image_sizes)
     on_birds[title] = {name: floor.gt_known for name, floor in floors.items()}
-    print(f"{title:6}" + "   ".join(f"{name} {score:5.1f}" for name, score in on_birds[title].items()))
+    print(f"{title:11}" + "   ".join(f"{name} {score:5.1f}" for name, score in on_birds[title].items()))
 
 # %% tags=["needs:cub"]
-assert on_birds["whole"]["full box"] + 30 < on_birds["344"]["full box"]
-assert on_birds["whole"]["best centred box"] + 5 < on_birds["344"]["best centred box"]
+assert on_birds["whole"]["full box"] + 30 < on_birds["344 to 224"]["full box"]
+assert on_birds["whole"]["best centred box"] + 5 < on_birds["344 to 224"]["best centred box"]
 
 # %% [markdown]
-# And a real checkpoint on them: CAM of EfficientNet-Lite0, with a logistic regression, frozen, and *the same weights* in each row.
+# And a real checkpoint on them: CAM on EfficientNet-Lite0 with frozen weights and a logistic regression as classifier, *the same weights* in each row.
 #
 # ```
 # wsol compare cub/cam-lite0 --to results/two_teachers_protocol.json --seeds 0 --vary "evaluate.args={tau: cross-fit},\
 # {tau: cross-fit, resize: 256, crop: 224, clip: true},{tau: cross-fit, resize: 288, crop: 224, clip: true},\
-# {tau: cross-fit, resize: 344, crop: 224, clip: true},{tau: cross-fit, resize: 500, crop: 224, clip: true}"
+# {tau: cross-fit, resize: 344, crop: 224, clip: true},{tau: cross-fit, resize: 375, crop: 224, clip: true}"
 # ```
 
 # %%
@@ -803,32 +871,34 @@ for c in grid.read("two_teachers_protocol")["cells"].values():
 
 # %%
 published = [  # Shao et al. (2023), tables 1 to 4, and logs of their repository; floors: best centred square that we tried
-    ("CUB, VGG16", "whole, logs", "CI-CAM", 75.8, 59.6), ("CUB, VGG16", "344 to 224", "NL-CCAM", 87.5, 74.7),
-    ("CUB, VGG16", "344 to 224", "CI-CAM", 88.1, 74.7), ("CUB, VGG16", "344 to 224", "student + namer", 85.0, 74.7),
-    ("CUB, VGG16", "344 to 224", "student + drawer", 91.5, 74.7), ("CUB, VGG16", "344 to 224", "KD-CI-CAM", 91.6, 74.7),
+    ("CUB, VGG16", "whole, logs", "CI-CAM", 75.8, 59.6), ("CUB, VGG16", "344 to 224", "NL-CCAM", 87.5, 74.9),
+    ("CUB, VGG16", "344 to 224", "CI-CAM", 88.1, 74.9), ("CUB, VGG16", "344 to 224", "student + namer", 85.0, 74.9),
+    ("CUB, VGG16", "344 to 224", "student + drawer", 91.5, 74.9), ("CUB, VGG16", "344 to 224", "KD-CI-CAM", 91.6, 74.9),
     ("CUB, InceptionV3", "whole, logs", "CI-CAM", 69.7, 59.6), ("CUB, InceptionV3", "500 to 299", "CI-CAM", 93.8, 78.6),
     ("CUB, InceptionV3", "500 to 299", "KD-CI-CAM", 95.3, 78.6), ("ILSVRC, VGG16", "288 to 224", "KD-CI-CAM", 66.3, 60.5),
 ]  # fmt: skip
 for data_set, crop, title, gt_known, floor in published:
-    print(f"{data_set:17} {crop:12} {title:17} GT-known {gt_known:4.1f}   floor {floor:4.1f}   above it {gt_known - floor:4.1f}")
+    print(
+        f"{data_set:17} {crop:12} {title:17} GT-known {gt_known:4.1f}   floor {floor:4.1f}   above it {gt_known - floor:4.1f}"
+    )
 
 # %%
 rows = {(d, c, t): (known, known - floor) for d, c, t, known, floor in published}
 same = [rows["CUB, VGG16", crop, "CI-CAM"] for crop in ("whole, logs", "344 to 224")]
 gain = rows["CUB, VGG16", "344 to 224", "KD-CI-CAM"][0] - rows["CUB, VGG16", "344 to 224", "CI-CAM"][0]
-print(f"CI-CAM by the crop {same[1][0] - same[0][0]:+.1f}, KD-CI-CAM over CI-CAM {gain:+.1f}; "
+print(f"CI-CAM, log to table {same[1][0] - same[0][0]:+.1f}, KD-CI-CAM over CI-CAM {gain:+.1f}; "
       f"CI-CAM above its floor: whole {same[0][1]:.1f}, cropped {same[1][1]:.1f}")  # fmt: skip
 assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 
 # %% [markdown]
-# **With VGG16 the crop gave CI-CAM more than three times what both teachers gave.** Measured above the floor it gave nothing: there CI-CAM is *nearer* to a blank box than before. (With InceptionV3 it moved away from it; the crop alone is no explanation there.) The numbers within one table are made alike and can be
-# compared; those of two tables cannot. Nor were the crop and the threshold found blindly: the authors' scripts say that size and threshold were set at test time.
+# **From the logs to the table the same method with VGG16 rises by more than three times what both teachers add.** Most of that is likely the crop: the blank box rises by even more. We do not know whether the weights are the same, and the threshold was set anew. (With InceptionV3 the score rises by more than the floor.) The numbers within one table
+# are made alike and can be compared; those of two tables cannot. Nor were crop and threshold found blindly: the authors' README says that training does not use the best threshold and size, which were set at test time.
 #
-# In the paper's own ablation the namer alone *lowers* GT-known, the drawer alone brings nearly all of the gain in boxes, and both together bring the classes.
+# In the paper's own ablation the namer alone *lowers* GT-known against CI-CAM, and the drawer alone brings nearly all of the gain in boxes. In classes each teacher alone brings more than half of the gain of both, and the drawer more than the namer.
 #
 # | | paper | here |
 # |---|---|---|
-# | networks | VGG16, InceptionV3 with LeakyReLU | a narrow ResNet from scratch; EfficientNet-Lite0 |
+# | networks | VGG16 with LeakyReLU; InceptionV3 | a narrow ResNet from scratch; EfficientNet-Lite0 |
 # | data | CUB, ILSVRC | scenes; CUB-50, Tiny-ImageNet |
 # | threshold | fixed, set on the test set | cross-fitted |
 # | frame | 344 to 224, 500 to 299, 288 to 224 | whole picture; all five in one table |
@@ -839,7 +909,7 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 #
 # ## Where it breaks
 #
-# - **The drawer is told little.** No gradient reaches its map, and with $\theta = 0$ its foreground is the picture. What makes a drawer different is mostly how its pictures are cropped.
+# - **The drawer is told little.** No gradient reaches its map through the mask, and with $\theta = 0$ its foreground is the picture. In `scenes/kd-ci-cam` its own crops are those of the namer.
 # - **A temperature without units.** 15 is made for maps of a certain size. On others the map distillation is there in name only, and no error is raised.
 # - **The student inherits.** Where the drawer covers the landscape, the student learns to. Choosing the drawer needs boxes, or luck, or a score that is blind in one eye.
 # - **One map for all classes.** $H$ follows the ranks and not the label, so GT-known is not told which class to draw, and several objects share one blob.
@@ -849,11 +919,11 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 #
 # ### Exercise 1: predict
 #
-# A student starts *as a copy* of its classification teacher, and is trained by the released logit distillation alone. Where do its logits go? And with the divergence? Predict, then run gradient descent on the logits.
+# A student starts *as a copy* of its classification teacher, and is trained by the released logit distillation alone, at $T = 1$. Where do its logits go? And at the published temperature? And with the divergence? Predict, then run gradient descent on the logits.
 #
 # <details><summary>Solution</summary>
 #
-# Under the divergence they stay: the slope is zero. Under the released form the loss is $-\sum_k p_t(k)\, p_s(k)$ up to a constant. That is largest in size when all of $p_s$ lies on the teacher's best class, so the logits of that class grow without end.
+# Under the divergence they stay: the slope is zero. Under the released form the loss is $-\sum_k p_t(k)\, p_s(k)$ up to a constant. That is largest in size when all of $p_s$ lies on the teacher's best class, so the logit of that class runs away from the others. At $T = 15$ it hardly moves: there is no slope.
 #
 # ```python
 # teachers = torch.tensor([[1.0, 0.5, 0.0]])
@@ -875,7 +945,7 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 #
 # <details><summary>Solution</summary>
 #
-# A steep sigmoid around the cut has a slope. To lose no evidence, the class pulls the mask *open*, as D did in chapter 04; without a price for area it ends as the whole picture. The localization teacher's difference would then
+# A steep sigmoid around the cut has a slope. To lose no evidence, the class pulls the mask *open*, as D did in chapter 04; without a price for area we expect it to open step by step; try it. The localization teacher's difference would then
 # pull too: evidence outside the mask costs.
 #
 # ```python
@@ -889,7 +959,7 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 # H = ci_cam.combine(seen.cams, seen.logits, teacher.rule)
 # fore = teacher.head(teacher.network(inputs * soft_mask(H, (64, 64), 0.4)))
 # (slope,) = torch.autograd.grad(F.cross_entropy(fore, labels), H)
-# print(slope.abs().max(), (slope < 0).double().mean())  # descent raises H where the slope is below zero
+# print(f"largest {slope.abs().max():.4f}, sum {slope.sum():.4f}")  # a sum below zero: descent opens the mask
 # ```
 #
 # </details>
@@ -897,12 +967,12 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 # ### Exercise 3: investigate
 #
 # Is there a better score for the drawer than completeness, still without boxes? Image labels are allowed. Idea: cut every candidate's map at the *same* area, say the upper fifth of the pixels, and let the classification teacher name held-out training
-# pictures through it. Does this choose another drawer?
+# pictures through it. Does it rank our two teachers as S does?
 #
 # <details><summary>Solution</summary>
 #
 # At one area no candidate gains by showing everything. A map in the wrong place hides the evidence, and the namer fails; completeness could not see that. But a map on the *telling part* alone does well too: the score asks what the classifier uses, the
-# same limit as in chapter 04. Ask for the background as well (names right through the mask, minus names right through its opposite), and a map that leaves half of the animal outside pays.
+# same limit as in chapter 04. Ask for the background as well (names right through the mask, minus names right through its opposite), and a map that leaves half of the animal outside pays. (Here the namer judges itself as well, which favours it.)
 #
 # ```python
 # def insertion(candidate, judge, pictures, labels, share=0.2):
@@ -913,6 +983,11 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 #     for part in ((shown > cut).float(), (shown <= cut).float()):
 #         rights.append((judge.head(judge.network(x * part)).argmax(1) == labels).double().mean())
 #     return (rights[0] - rights[1]).item()
+#
+#
+# held = torch.stack([fresh[i]["image"] for i in range(len(fresh))])
+# for name in names[:2]:
+#     print(name, insertion(trained.stages[name], trained.stages[names[0]], held, fresh.labels))
 # ```
 #
 # </details>
@@ -921,6 +996,6 @@ assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 #
 # 1. **Build both teachers.** A mask is the network's own map, cut at $\theta$ of its maximum. The namer must name from the foreground; the drawer must name by what the foreground says more than the background. The comparison lets no
 #    gradient through: the network learns, the map is not told. Differences of logits are defined everywhere, differences of probabilities fail where the background is the surer.
-# 2. **Distil.** The divergence is zero, and still, where student and teacher agree; the released form drives on to certainty. A softmax over all entries leaves no gradient, a sigmoid leaves one if the temperature suits the size of the maps. One throw a picture
+# 2. **Distil.** The divergence is zero, and without slope, where student and teacher agree; the released form aims at certainty, and at the published temperature it has next to no slope. A softmax over all entries leaves no gradient, a sigmoid leaves one if the temperature suits the size of the maps. One throw a picture
 #    chooses the teacher and the crop together.
-# 3. **Judge the gain.** Beside a student alone, beside the floors, and under one crop. The crop alone moved CI-CAM (VGG16, birds) by more than three times what both teachers did, and moved the blank box even more.
+# 3. **Judge the gain.** Beside a student alone, beside the floors, and under one crop. From one crop to another the published score of CI-CAM (VGG16, birds) rises by more than three times what both teachers add, and that of a blank box by even more.
