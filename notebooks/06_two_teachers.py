@@ -62,7 +62,7 @@ figures.style()
 # ## Two wishes that pull apart
 #
 # The recipe `scenes/kd-ci-cam` has three stages: two teachers, each a CI-CAM, and the student that needs them. For short we call them the *namer* (classification teacher)
-# and the *drawer* (localization teacher). We train all three now, briefly, on a small world of six species in two families, and learn afterwards what they were asked.
+# and the *drawer* (localization teacher). We train all three now, briefly, on a small world of six species in two families, and learn afterwards what they were asked. (Without non-local blocks: [chapter 05](05_context_pool.ipynb) found that on scenes they flatten the maps.)
 
 # %%
 world = ["data.options.classes=6", "data.options.families=2", "data.options.part_size=0.35"]
@@ -642,7 +642,8 @@ plt.show()
 #
 # ```
 # OPTIONS="--to results/two_teachers_ablation.json --seeds 0,1,2,3,4 $WORLD"
-# for method in cam ci-cam classification-teacher localization-teacher; do
+# wsol compare scenes/ci-cam $OPTIONS --set stages.ci-cam.batch_size=32 --set "stages.ci-cam.args.non_local=[]"
+# for method in cam classification-teacher localization-teacher; do
 #     wsol compare scenes/$method $OPTIONS --set stages.$method.batch_size=32; done
 # THREE="--set $NAMER.batch_size=32 --set $DRAWER.batch_size=32 --set stages.student.batch_size=32"
 # wsol compare scenes/kd-ci-cam $OPTIONS $THREE --set stages.student.args.map_temperature=1 --vary "stages.student.needs={},\
