@@ -709,23 +709,25 @@ for name in names[:2]:
     assert 0 < S <= 1 and 0 < area <= 1
 
 # %% [markdown]
-# Two candidates choose nothing, least of all where both maps fill the frame and $S$ is at its end. At full length there are six: three crops, with and without the difference loss, three seeds each. First the teachers, then a student of each:
+# Two candidates choose nothing, least of all where both maps fill the frame and $S$ is at its end. At full length there are three, by the crops they learn from, with three seeds each. First the teachers, then a student of each:
 #
 # ```
 # OPTIONS="--seeds 0,1,2 $WORLD --set $DRAWER.batch_size=32 --set $DRAWER.hold_out=0.1"
 # SCORE="$DRAWER.callbacks=[{name: KeepBest, args: {stretch: true}}]"
 # python -m tools.mask_epochs scenes/localization-teacher --to results/two_teachers_drawers.json $OPTIONS --set "$SCORE" \
-#     --vary "$DRAWER.views=$CROPS" --vary $DRAWER.args.difference=0.5,0
+#     --vary "$DRAWER.views=$CROPS"
 # wsol compare scenes/kd-ci-cam --to results/two_teachers_students.json $OPTIONS --set "$SCORE" $THREE \
-#     --set stages.student.args.map_temperature=1 --vary "$DRAWER.views=$CROPS" --vary $DRAWER.args.difference=0.5,0
+#     --set stages.student.args.map_temperature=1 --vary "$DRAWER.views=$CROPS"
 # ```
 
 
 # %%
 def candidates(name):
-    """(crop, weight of the difference, seed) -> cell."""
-    keys = ("stages.localization-teacher.views", "stages.localization-teacher.args.difference")
-    return {(*(c["setting"][k] for k in keys), c["seed"]): c for c in grid.read(name)["cells"].values()}
+    """(crop, seed) -> cell."""
+    crop = "stages.localization-teacher.views"
+    return {
+        (c["setting"][crop].split("{")[-1].split(", crop")[0], c["seed"]): c for c in grid.read(name)["cells"].values()
+    }
 
 
 drawers, students = candidates("two_teachers_drawers"), candidates("two_teachers_students")
