@@ -20,7 +20,7 @@
 # Boats are seen on water. So a network that was only told "boat" may well light up the water, and nobody told it not to. Chapter 03
 # met this failure. This chapter meets a method that names its cause, *confounding*, and borrows the remedy of causal statistics: do not
 # ask what goes along with what, ask what would happen if you *set* it. We work through the remedy where every probability is known,
-# follow it step by step into a network, and then check at each step what is left of it.
+# follow it step by step into a network, and then check at each step what is left of it. The method is CI-CAM (Shao et al., 2021 and 2023). It builds on NL-CCAM (Yang et al., 2020). Equation numbers are those of the paper of 2023.
 #
 # ## Objectives
 #
@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from wsol_lib import backbones, data, engine, figures, grid, maps
 from wsol_lib.data import views
 from wsol_lib.methods import ci_cam
-from wsol_lib.metrics import PROTOCOLS, trivial_floors
+from wsol_lib.metrics import PROTOCOLS, pointing_game, trivial_floors
 from wsol_lib.types import RecipeError
 
 figures.style()
@@ -96,17 +96,17 @@ assert scores["CAM"]["own"].top1_cls > 85 and scores["CAM"]["swapped"].top1_cls 
 
 # %% [markdown]
 # (One seed, n = 300, protocol `wsolevaluation` at the 64 pixels of the scenes, cross-fitted threshold. Never mind the boxes yet.) The names are nearly all right at
-# home, and nearly all wrong when the same animals are moved to where another species lives. **The network names the landscape.** Chapter 03 had the same from five longer trainings each, and of the boxes it said:
+# home, and nearly all wrong when the same animals are moved to where another species lives. **Without its landscape no species is known.** Two species share each habitat, and their bodies differ. So body and landscape together give the name, and the telling part need not be looked at. Chapter 03 had the same from five longer trainings each, and of the boxes it said:
 
 # %%
 for row in grid.read("cam_context")["summary"]:
     bias, habitats = list(row["setting"].values())[1:]
     told = [f"{row['scores'][k]['mean']:5.1f} ± {row['scores'][k]['half_width']:.1f}" for k in ("top1_cls", "gt_known")]
     if bias in ("0", "1"):
-        print(f"context_bias {bias}   {habitats:9} classes {told[0]}   GT-known {told[1]}")
+        print(f"trained and tested at {bias}   {habitats:9} classes {told[0]}   GT-known {told[1]}")
 
 # %% [markdown]
-# Whoever learns from animals that never leave home draws worse boxes, at home and away. And what does the map show?
+# (At 0 no habitat is anybody's own, so the three worlds are one. The grid of this chapter tests all networks in the same worlds.) Whoever learns from animals that never leave home draws worse boxes, at home and away. And what does the map show?
 
 # %% tags=["nbval-ignore-output"]
 home = worlds["own"]
@@ -123,8 +123,7 @@ plt.show()
 # %% [markdown]
 # ## Three circles and an arrow too many
 #
-# Why does this happen? Draw what causes what. $X$ is what a place of the picture looks like, $Y$ the class that is told, and $C$ the
-# context: marsh or desert. The context decides *two* things. It decides what the picture looks like, and it goes along with the class. Such a
+# Why does this happen? Draw what causes what. $X$ is what is to be seen, $Y$ the class that is told, and $C$ the context: marsh or desert. The context has a say in two things: in what the picture looks like, and in which objects are there to be told of. Such a
 # common cause is a **confounder**. The picture of causes is a *structural causal model*.
 
 
@@ -152,7 +151,7 @@ plt.show()
 # %% [markdown]
 # On the left there are two ways from X to Y. The straight one is what we want to know. The other goes *backwards* up to C and down again: it is the
 # **backdoor**. A classifier learns P(Y | X), which goes through both. Causal statistics asks another question: what would Y be if we reached in and *set* X, whatever the
-# context? Setting X cuts the arrow into it, on the right. That is P(Y | do(X)).
+# context? Setting X cuts the arrow into it, on the right. That is P(Y | do(X)). (In a photograph the landscape is itself part of X, so setting X sets it, too. The graph treats them as two things; that is an assumption of the papers.)
 #
 # ### Ten lines of numpy
 #
@@ -186,6 +185,8 @@ assert np.allclose(seeing, [0.15, 0.75]) and np.allclose(doing, [0.35, 0.55])
 # The second one is the **backdoor adjustment**. Seeing the shape tells us "probably on water", so the first one adds the water's own pull and takes it for
 # the shape's. It makes the shape look three times as strong as it is. The second one weighs all contexts by how frequent they are, whatever X is.
 #
+# The formula has a price: P(Y | x, c) must be known for *every* pair, so each X must have been seen in each context (*overlap*). Where a species never leaves home it has not, and no adjustment of any kind can be computed from such pictures.
+#
 # No formula need be believed here. Make a million pictures, and a million more in which a coin sets X:
 
 # %%
@@ -218,7 +219,7 @@ assert np.allclose(geometric / geometric.sum(), inside)
 print(f"mean {(p_c * p[1]).sum():.3f}   geometric mean, normalised {inside[1]:.3f}")
 
 # %% [markdown]
-# So the question is how far a geometric mean is from a mean. Not far, if the contexts agree. Let us make them disagree. The logit of *boat* shall be $a + b\,z_c$: the shape gives $a$, the context pulls by
+# So the question is how far a geometric mean is from a mean. Not far, if the contexts agree. Let us make them disagree. With two classes the softmax is a sigmoid of the difference of their logits. That difference shall be $a + b\,z_c$: the shape gives $a$, the context pulls by
 # $b$, half of it up ($z = \tfrac12$) on water, half of it down ($z = -\tfrac12$) ashore. The tie between shape and water stays as it was.
 
 
@@ -237,7 +238,7 @@ def three_answers(a):
     return p @ tied, p @ p_c, sigmoid(a + (pull * z) @ p_c)
 
 
-# %% mystnb={"image": {"alt": "Left: over the pull of the context, P(Y given X) rises towards 0.9, P(Y given do X) falls towards one half, and the approximation stays at 0.73 between them. Right: the error of the approximation grows with the pull; it is zero for a shape without weight, and largest for a shape that weighs much."}}
+# %% mystnb={"image": {"alt": "Left: over the pull of the context, P(Y given X) rises towards 0.9, P(Y given do X) falls towards one half, and the approximation stays at 0.73 between them. Right: the error of the approximation grows with the pull; it is zero for a = 0, and for a = 3 it starts later than for a = 1 and 2."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 for values, name in zip(three_answers(1), ("P(Y | X)", "P(Y | do(X))", "moved inside"), strict=True):
     left.plot(pull, values, label=name)
@@ -261,7 +262,7 @@ assert all((three_answers(a)[2] >= three_answers(a)[1] - 1e-12).all() for a in (
 # Three things to take from this.
 #
 # - **The approximation is good where it is hardly needed.** With a weak pull most of the bias is cleared. With a strong one, where the context nearly decides, less than half of it is.
-# - **It errs to one side**: towards certainty. (Here, with contexts that pull alike in both directions; asserted for all curves.) The exact mean of two contexts that contradict each other is a
+# - **It errs to one side**: towards certainty. (With contexts that are equally frequent and pull alike, as here; asserted for all curves. A rare context with a very strong pull can turn it round.) The exact mean of two contexts that contradict each other is a
 #   shrug, near one half. A mean *before* the softmax cancels the contradiction and forgets that there was any.
 # - The tie between X and C does not enter the error at all: neither side of equation 5 knows it. It makes the *bias* that is to be cleared. So a world may be badly confounded and the step exact, or the reverse.
 #
@@ -278,12 +279,13 @@ torch.manual_seed(0)
 block = ci_cam.NonLocal(16).eval()
 x = torch.randn(1, 16, 4, 5)  # [B,C,h,w]
 with torch.no_grad():
+    print("block changes its input:", not torch.equal(block(x), x), "  norm:", block.norm.weight.unique().tolist())
+    block.norm.weight.fill_(1)  # opened by hand, so that there is something to compare
     q, k, v = (part(x)[0].flatten(1).T for part in (block.query, block.key, block.value))  # [hw,2], [hw,2], [hw,16]
     look = (q @ k.T).softmax(dim=1)  # [hw,hw]: row i says where place i looks
     received = (look @ v).T.reshape(1, 16, 4, 5)
-    by_hand = x + block.norm(block.mix(received))
-    assert torch.allclose(block(x), by_hand, atol=1e-5)
-    print("block changes its input:", not torch.equal(block(x), x), "  norm:", block.norm.weight.unique().tolist())
+    assert torch.allclose(block(x), x + block.norm(block.mix(received)), atol=1e-5) and not torch.equal(block(x), x)
+    block.norm.weight.zero_()  # closed again, as it comes
 
 # %% [markdown]
 # It does nothing! The weight of the norm at its end starts at **zero**. So a network with ImageNet weights starts as it was, and opens a block as far as it helps. Two more habits of the authors: questions and keys
@@ -298,7 +300,7 @@ assert torch.equal(block.eval()(x), x)
 # %% [markdown]
 # ## One map out of many
 #
-# The head is CAM's: average, then linear. Its maps are kept for *all* classes, $M_k = \sum_c w_{k,c} X_c$, and the mean of a map plus the bias is the logit.
+# From here on $X$ is the feature map (other chapters call it $A$), and $j$ counts its channels. The head is CAM's: average, then linear. Its maps are kept for *all* classes, $M_k = \sum_j w_{k,j} X_j$, and the mean of a map plus the bias is the logit.
 
 # %%
 head = ci_cam.CamHead(16, 5)
@@ -308,12 +310,12 @@ with torch.no_grad():
 print(tuple(M.shape), tuple(o.shape))
 
 # %% [markdown]
-# What does the map of the *least* probable class show? Whatever speaks least for it. Often that is the object, seen in a negative, and the background stands out. That is NL-CCAM's idea: take improbable maps *away*
+# A class map is high where places speak *for* its class and low where they speak against it. For the least probable class that is often low on the object and, by comparison, high on the background: the object in negative. That is NL-CCAM's idea: take improbable maps *away*
 # from probable ones, and the background they share cancels. Sort the classes by their logits; the $k$-th in the order gets the weight $\gamma(k)$ (equation 3):
 #
 # $$H = \sum_k \gamma(k)\, M_{(k)}.$$
 #
-# There are four rules in use, and their names in the library are
+# There are four rules in use: `linear`, from 1 to -1; `nlccam_quadratic`, the same but squared on both sides of the middle; `ci_quadratic`, $-((k-1)/(n-1))^2$; and `sum_1`, which is 1 for the first class and falls from 0 for the last ones (twenty, where there are as many). By hand:
 
 # %%
 hand_checked = {
@@ -324,7 +326,7 @@ hand_checked = {
 }
 for (name, n), expected in hand_checked.items():
     gamma = ci_cam.rank_weights(n, name, last=2)
-    print(f"{name:17}", gamma.tolist())
+    print(f"{name:17}", (gamma + 0).tolist())
     assert np.allclose(gamma, expected)
 
 # %% mystnb={"image": {"alt": "The weight of a class over its rank among 200 for four rules. Linear falls from 1 to -1. NL-CCAM's quadratic falls from 1 to 0 at rank 100, then to -1. CI-CAM's quadratic falls from 0 to -1. sum_1 is 1 at rank 1, 0 up to rank 180, and falls from 0 to -0.1 in the last 20 ranks."}}
@@ -337,7 +339,7 @@ plt.show()
 
 # %% [markdown]
 # Look at `ci_quadratic`, which the authors of CI-CAM use on birds. The predicted class has weight **zero**. The map of the answer is not drawn at all! What is
-# drawn is minus the improbable. `sum_1`, their rule for ImageNet, is the other extreme: the predicted class, minus a hint of the last twenty. By hand:
+# drawn is minus the improbable. `sum_1`, their rule for ImageNet, is the other extreme: the predicted class, minus the last twenty, which together weigh as much as it does. By hand:
 
 # %%
 order = o[0].argsort(descending=True)  # the classes, most probable first
@@ -359,6 +361,8 @@ print("rank of each class:", [ranks[k] for k in range(5)])
 # 1. at the features $X$, for a first answer $\pi$, the predicted class, in training too;
 # 2. at $X_e = X + X \odot A(Q_\pi)$, where $A$ is a $1 \times 1$ convolution. Its answer counts, and its maps are combined.
 #
+# Both looks are trained with the label: the loss is the sum of two cross-entropies, one at $X$ and one at $X_e$, through one and the same head.
+#
 # The convolution is given $K$ channels of which all but $\pi$ are zero. So it is a column of weights times one map, plus a bias:
 
 # %%
@@ -376,7 +380,7 @@ with torch.no_grad():
 # %% [markdown]
 # ### Filling it
 #
-# After each training step the pool takes in the class maps of the first look (equation 7): those of pictures **whose predicted class is right**, and of each only the map of that class. They are summed
+# After each training step the pool takes in the class maps of the first look (equation 7, as the code has it): those of pictures **whose predicted class is right**, and of each only the map of that class. They are summed
 # class by class into $V$, and
 #
 # $$Q \leftarrow \mathrm{bn}\big(Q + \lambda\, \mathrm{bn}(V)\big),$$
@@ -403,8 +407,8 @@ print("classes in the pool:", pool.pool.flatten(1).any(1).nonzero()[:, 0].tolist
 # %% [markdown]
 # The third picture was taken for class 3 and left no trace. Classes that no picture of the batch speaks for have $V = 0$, and their bn is 0.
 #
-# What does $\lambda$ mean? The first map that comes in is *not* scaled down by it: bn blows it up to nearly unit variance at once. After that $\lambda$ says how fast the map turns. Both can be
-# computed:
+# What does $\lambda$ mean? It scales the first map down less than one would think: bn divides by $\sqrt{\lambda^2 + 10^{-5}}$, so a rate of 0.01 gives nearly unit deviation at once. A small rate gives less, and the next step makes up for the rest. After that $\lambda$ says
+# how fast the map turns. Both can be computed:
 
 
 # %%
@@ -455,12 +459,12 @@ assert torch.allclose(outside, inside, atol=1e-5)
 # %%
 looked_up = [p_y[x, context_given(x).argmax()] for x in (0, 1)]  # the most probable context, given x
 for title, answer in {"do(X)": doing, "P(Y | X)": seeing, "look-up": looked_up}.items():
-    print(f"{title:9} {answer[0]:.2f} -> {answer[1]:.2f}   the shape seems to add {answer[1] - answer[0]:.2f}")
+    print(f"{title:9} {answer[0]:.2f} -> {answer[1]:.2f}   the shape: {answer[1] - answer[0]:.2f}")
 assert looked_up[1] - looked_up[0] > seeing[1] - seeing[0] > doing[1] - doing[0]
 
 # %% [markdown]
-# The look-up does not cut the arrow from C to X; it leans on it, and the shape seems stronger than ever. This is our reading, on a toy. It does not prove the method useless: a network that is *trained* with a mean map at hand may still learn something
-# from it. But "causal" does not follow from the formula. It has to be measured.
+# With the true table in hand, looking up exaggerates, even more than seeing does. A trained network has no such table. It is trained *with* the look-up, and $Q_\pi$ is computed from X. So the best that cross-entropy can teach the second look is P(Y | X) once
+# more: no better for the look-up, and no worse. This is our reading, not the authors'. The mean map may still help in training, as any extra part may. But "causal" does not follow from the formula. It has to be measured.
 #
 # ## Watch it fill
 #
@@ -539,8 +543,8 @@ print(f"pool of one class and of another: {(torch.corrcoef(Q).sum() - 12).item()
 assert np.mean(r) > 0.3 and (torch.corrcoef(Q).sum() - 12) / 132 > 0.4
 
 # %% [markdown]
-# The pool is what its update says: a mean class map. Whatever spoke for the class is in it, animal and landscape alike. But a mean over pictures washes out what is different from one to the next. What stays is *where in the frame* evidence tends to be. That goes along with where
-# animals tend to be, and the maps of different classes are alike. It is more a prior of the position than a picture of a habitat.
+# The pool is what its update says: a mean class map. Whatever spoke for the class is in it, animal and landscape alike. But a mean over pictures washes out what is different from one to the next. What stays is *where in the frame* evidence tends to be. That goes along, for
+# most classes, with where animals tend to be, and the maps of different classes are alike. So much of it is a prior of the position. How much is habitat we cannot tell from this, for sky and ground have their places, too.
 #
 # ### Does the second look see anything new?
 #
@@ -553,14 +557,25 @@ for title, cams, answer in (("first", plain, seen.plain_logits), ("second", seen
     shares[title] = heat
     print(f"{title:6} look: mean on the animal {heat[~background].mean():.3f}, elsewhere {heat[background].mean():.3f}")
 change = ours.pool(seen.features, seen.plain_logits.argmax(1)) - seen.features  # [300,C,h,w]
+constant = seen.features * ours.pool.project.bias[:, None, None]  # what an empty pool does
 alike = torch.corrcoef(torch.stack([heat.flatten() for heat in shares.values()]))[0, 1]
-print(f"features change by {change.norm() / seen.features.norm():.2f} of their size; the maps correlate at {alike:.3f}")
+print(f"features change by {change.norm() / seen.features.norm():.2f} of their size, by the bias alone "
+      f"{constant.norm() / seen.features.norm():.2f}; the maps correlate at {alike:.3f}")  # fmt: skip
 assert alike > 0.9
 
+# %% tags=["nbval-ignore-output"]
+four = chosen[:4]
+figures.gallery(
+    pictures[:4].repeat(2, 1, 1, 1), maps=torch.cat([heat[four] for heat in shares.values()]), boxes=truth[:4] * 2,
+    titles=["first look"] * 4 + ["second look"] * 4, columns=4,
+    alt="Four scenes with the combined map before the pool, above, and after it, below. The two rows look the same.",
+)  # fmt: skip
+plt.show()
+
 # %% [markdown]
-# The features change a good deal, and the map hardly at all: animal and landscape keep about the brightness they had. A likely reason is the head: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
+# The features change, in part by the bias of the convolution, which knows nothing of the pool. The map hardly changes: animal and landscape keep about the brightness they had. A likely reason is the head: it is trained to be right at *both* looks, with the same weights, so the second one may not stray far.
 #
-# Next, keep the network and exchange the pool: empty, another class's map, the mean of all (which is nearer to the adjustment), upside down.
+# Next, keep the network and exchange the pool: empty, another class's map, the mean of all (through the column of $\pi$ still, so not yet an adjustment), upside down.
 
 # %% tags=["nbval-ignore-output"]
 kept, moved = ours.pool.pool.clone(), {}
@@ -573,16 +588,17 @@ for title, Q in swaps.items():
     after = ours.localize(more).logits
     judge = engine.evaluate(ours, home, rule, progress=False)
     s, (low, high) = judge.compute(), judge.interval()
-    moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item()
+    moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item(), s.gt_known
     print(f"{title:16} logits move by {moved[title][0]:.2f}   names changed {moved[title][1]:2} of 600"
           f"   GT-known {s.gt_known:4.1f}  95% [{low:.1f}, {high:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
 ours.pool.pool = kept
 
 # %%
-assert moved["as trained"] == (0, 0) and moved["forgotten"][0] > 0.01
+assert moved["as trained"][0] < 1e-4 and moved["forgotten"][0] > 0.01
+assert abs(moved["another class's"][2] - moved["as trained"][2]) < 8
 
 # %% [markdown]
-# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. Here the logits move and hardly a name; a network that leans more on its pool loses names as well. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
+# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. Here the logits move and hardly a name; a network that leans more on its pool would lose names as well. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
 # weights has this second row. Here it is a buffer, and checkpoints hold it.
 #
 # But see how *little* changes, and that the map of the wrong class does as well as the right one. The intervals are wide, and this is one short run; the grid below has more to say.
@@ -606,13 +622,15 @@ assert all(found["own"].top1_cls > 85 and found["swapped"].top1_cls < 15 for fou
 # Boxes are a harsh judge of maps of 64 cells. A milder question is the *pointing game*: is the brightest pixel on the animal? Its floor is the middle of the picture.
 
 # %% tags=["nbval-ignore-output"]
-on_animal = torch.from_numpy(home.masks).flatten(1)  # [300,HW]
-pointing = {"middle of the picture": 100 * on_animal[:, 32 * 64 + 32].float().mean().item()}
+on_animal = torch.from_numpy(home.masks)  # [300,64,64]
+middle = torch.zeros(300, 64, 64)
+middle[:, 32, 32] = 1
+pointing = {"middle of the picture": pointing_game(middle, on_animal)}
 for title, localizer in {"CAM": cam, "NL-CCAM": nl_ccam, "CI-CAM": ours}.items():
-    top = maps.resize(engine.localize(localizer, home, progress=False).maps, 64).flatten(1).argmax(1)  # [300]
-    pointing[title] = 100 * on_animal[torch.arange(300), top].float().mean().item()
+    found = maps.resize(engine.localize(localizer, home, progress=False).maps, 64)  # [300,64,64]
+    pointing[title] = pointing_game(found, on_animal)
 print({title: round(value, 1) for title, value in pointing.items()})
-assert all(value < 80 for value in pointing.values())
+assert all(value < pointing["middle of the picture"] + 12 for value in pointing.values())
 
 # %% tags=["nbval-ignore-output"]
 drawn = {"CAM": cam.localize(pictures, labels).maps, "NL-CCAM": nl_ccam.localize(pictures).maps}
@@ -627,7 +645,7 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# All three name the landscape: not one of them survives the move. All three light it up. After so short a training none is clearly above a blank guess, by boxes, by pixels or by pointing. So these numbers decide nothing between them; the grid below will.
+# Not one of the three survives the move, and all three light up the landscape. After so short a training none is clearly above a blank guess, by boxes, by pixels or by pointing. So these numbers decide nothing between them; the grid below will.
 #
 # ### Where does a place look?
 #
@@ -657,6 +675,32 @@ plt.show()
 # %% [markdown]
 # Each place was free to look elsewhere. Mostly they all look at the same few cells: "what stands out in this picture" is told to every place alike. (Others have found the same in large networks: Cao et al., 2019.)
 #
+# What does that do to a map? CAM draws well where a place speaks *of itself*. A place that has been told about the whole picture can name the animal wherever it lies. So measure how strongly places speak for the
+# true class (its map minus the mean of all maps), on the animal and elsewhere.
+
+
+# %% tags=["nbval-ignore-output"]
+def evidence(features, weight):
+    """How strongly places speak for the true class, the mean of all classes taken away: on the animal, elsewhere."""
+    cams = torch.einsum("kc,bchw->bkhw", weight, features)  # [300,K,h,w]
+    more = cams[torch.arange(300), home.labels] - cams.mean(1)  # [300,h,w]
+    return [((more * part).sum() / part.sum()).item() for part in (animals, 1 - animals)]
+
+
+spoken = {}
+with torch.no_grad():
+    spoken["CAM"] = evidence(cam.backbone(cam.backbone.normalize(inputs))["last"], cam.head.weight)
+    for title, method in {"NL-CCAM": nl_ccam, "CI-CAM": ours}.items():
+        spoken[title] = evidence(method.network(method.network.normalize(inputs)), method.head.weight)
+for title, (on, off) in spoken.items():
+    print(f"{title:8} on the animal {on:5.1f}   elsewhere {off:5.1f}   ratio {on / off:.2f}")
+
+# %%
+assert spoken["CAM"][0] / spoken["CAM"][1] > 1.2 * max(on / off for on, off in list(spoken.values())[1:])
+
+# %% [markdown]
+# In CAM the animal speaks more loudly than its surroundings. With blocks nearly every place says the same thing equally loudly: **what one place knows, all know**, and the map of a class is flat. For naming that is no loss. For pointing it is.
+#
 # ## Where text and code part
 #
 # The authors' paper and their code are not the same method in several places. Those that concern distillation are in chapter 06. Here are the ones that concern this chapter, each with what it *does*, measured.
@@ -677,7 +721,7 @@ assert elementwise.count_nonzero() == 1 and product.count_nonzero() == 8
 #
 # **The filter.** Equation 7 does not say that only pictures named right may speak. The code says it. Behind `faithful_to` are both. How often do they differ? It was printed above, epoch by epoch: in the first, most pictures are dropped; in the last, hardly any.
 #
-# **The sum.** Equation 7 speaks of one picture; the code sums over those of the batch. Whether it is a sum or a mean makes no difference, for bn follows. (In the *order* of pictures, one update each, it would.)
+# **The sum.** Equation 7 speaks of one picture; the code sums over those of the batch. Whether it is a sum or a mean makes no difference but for the small constant, for bn follows. (Updating once for each picture in turn would make one.)
 
 # %%
 four = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))  # four pictures' maps of one class
@@ -686,7 +730,7 @@ print(f"sum against mean: {(summed - averaged).abs().max():.4f}")
 assert torch.allclose(summed, averaged, atol=1e-3)
 
 # %% [markdown]
-# **The norm.** The code standardises *all* classes at each step, not only those of the batch. For a class that is not there this does nothing to the pattern; a small map grows to its full size within a few steps:
+# **The norm.** The code standardises *all* classes at each step, not only those of the batch. For a class that is not there this does nothing to the pattern; a small map grows to its full size at the next step:
 
 # %%
 pool = ci_cam.CausalContextPool(2, 8, 8, rate=0.001)
@@ -696,11 +740,12 @@ for step in range(4):
     pool.update(shown, F.one_hot(torch.tensor([min(step, 1)]), 2).float(), torch.tensor([min(step, 1)]))
     deviations.append(round(pool.pool[0].std(correction=0).item(), 3))
     pattern = torch.corrcoef(torch.stack([pool.pool[0].flatten(), shown[0, 0].flatten()]))[0, 1]
-print("class 0 is shown once, then absent; its deviation:", deviations, f"  its pattern: correlation {pattern:.3f}")
+print("class 0 is shown once, then absent; its deviation:", deviations)
+print(f"correlation with its pattern: {pattern:.3f}")
 assert deviations[-1] > 0.99 and pattern > 0.999
 
 # %% [markdown]
-# **The rate.** 0.01 in the paper, 0.002 (VGG16) and 0.015 (InceptionV3) in the scripts for birds, and 0.001 on ImageNet (cited: Shao et al., 2023, and the released scripts). The memory of each was computed above. Their effect on scores is in the grid below.
+# **The rate.** 0.01 in the paper, 0.002 (VGG16) and 0.015 (InceptionV3) in the scripts for birds, and 0.001 on ImageNet (cited: Shao et al., 2023, and the released scripts). The memory of each was computed above. The effect of most of them on scores is in the grid below.
 #
 # **The second threshold.** The box of the released code is drawn in two cuts. What is at most $\theta$ of the maximum becomes zero; then only what lies above the *mean of the remaining map* is kept. The protocols `nl-ccam` and
 # `kd-ci-cam-*` have it, as `mean_threshold`. With the low $\theta$ of the authors it does most of the work:
@@ -720,9 +765,9 @@ assert boxed["both cuts", "theta 0.14"] > boxed["first only", "theta 0.14"]
 assert abs(boxed["both cuts", "cross-fitted"] - boxed["first only", "cross-fitted"]) < 3
 
 # %% [markdown]
-# With a threshold that is fitted, the second cut adds nothing. With a fixed low one it is the difference between a box and a frame: it is a second, hidden threshold that adapts to each picture.
+# With a threshold that is fitted, the second cut adds nothing. With the fixed low one nearly all of the score hangs on it: it is a second, hidden threshold that adapts to each picture.
 #
-# One place is left that we do not measure: Adam's second beta is 0.99 in the paper and 0.999 in the code (cited: Shao et al., 2023, and the released scripts). The recipes `cub/ci-cam-vgg16-paper` and `cub/ci-cam-vgg16-released` have one each.
+# One more place, not measured: Adam's second beta is 0.99 in the paper and 0.999 in the code (cited: Shao et al., 2023, and the released scripts). The recipes `cub/ci-cam-vgg16-paper` and `cub/ci-cam-vgg16-released` have one each.
 #
 # ## The claim, tested
 #
@@ -749,6 +794,7 @@ def read(name, setting):
     floors = {f"floor {k}": [c["floors"]["centred Gaussian"][k] for c in cells] for k in ("gt_known", "pxap")}
     return found | {k: np.array(values) for k, values in floors.items()}
 
+
 # %%
 claim = {}
 for title, recipe in kinds.items():
@@ -761,6 +807,7 @@ for title, recipe in kinds.items():
 def told(values):
     """Mean and half of the 95 % interval over the seeds."""
     return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
+
 
 # %%
 for score in ("top1_cls", "gt_known", "pxap"):
@@ -781,18 +828,62 @@ for axis, habitats in zip(axes, places, strict=True):
     for (title, rows), marker in zip(series.items(), "os^x", strict=True):
         spread = [grid.half_width(row) for row in rows]
         axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
-    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, None))
+    axis.set(title=f"tested: {habitats}", xlabel="context_bias in training", ylim=(0, 65))
 axes[0].set(ylabel="GT-known, per cent")
-axes[0].legend(fontsize=10)
+axes[0].legend(fontsize=10, ncols=2, loc="upper center")
 plt.show()
 
+# %%
+print(f"{'CI-CAM - NL-CCAM':26}{'own':15}{'shuffled':15}swapped")
+for bias in biases:
+    for score in ("gt_known", "pxap"):
+        ahead = [claim["CI-CAM", bias, h][score] - claim["NL-CCAM", bias, h][score] for h in places]
+        print(f"trained at {bias:6}{score:9}{'   '.join(told(a) for a in ahead)}")
+
 # %% [markdown]
-# PROSE1
+# And the pointing game, at home, with the same networks:
+#
+# ```
+# OPTIONS="--to results/context_pool_pointing.json --seeds 0,1,2,3,4 --set evaluate.options.context_bias=1"
+# python -m tools.pointing scenes/cam scenes/nl-ccam scenes/ci-cam $OPTIONS --vary data.options.context_bias=0,0.5,1
+# python -m tools.pointing scenes/nl-ccam $OPTIONS --vary data.options.context_bias=0,1 --vary "stages.nl-ccam.args.non_local=[]"
+# python -m tools.pointing scenes/ci-cam $OPTIONS --vary data.options.context_bias=0,1 --vary "stages.ci-cam.args.non_local=[]"
+# ```
+
+# %%
+pointed, blank = {}, set()
+for c in grid.read("context_pool_pointing")["cells"].values():
+    recipe, bias, *blocks = c["setting"].values()
+    title = next(title for title, name in kinds.items() if name == recipe) + (", no blocks" if blocks else "")
+    pointed.setdefault((title, bias), []).append(c["scores"]["pointing"])
+    blank.add(c["floors"]["middle of the picture"]["pointing"])
+for (title, bias), scores_by_seed in sorted(pointed.items()):
+    print(f"{title:20} trained at {bias:4} points at the animal {told(np.array(scores_by_seed))}")
+print("the middle of the picture:", *blank)
+
+# %%
+for bias in biases:
+    for title in ("NL-CCAM", "CI-CAM"):
+        behind = claim["CAM", bias, "own"]["gt_known"] - claim[title, bias, "own"]["gt_known"]
+        assert behind.mean() > grid.half_width(behind)
+        lost = claim[title, "0", "own"]["pxap"] - claim[title, "1", "own"]["pxap"]
+        assert lost.mean() > grid.half_width(lost)
+assert all(claim[title, "1", "swapped"]["top1_cls"].max() < 5 for title in kinds)
+assert max(np.mean(pointed[title, "1"]) for title in ("NL-CCAM", "CI-CAM")) < min(blank) - 5
+
+# %% [markdown]
+# Read it slowly, for it is not what the papers lead one to expect.
+#
+# - **Both methods draw worse boxes than CAM**, none better than the blank floor. They do so already at 0, where the landscape says nothing. So the cause is not context. (By pixels they are behind as well; at 1 all three fall to the floor or below it.)
+# - **By pointing they are alike at 0**, all a little above the middle of the picture. At 1 the two with blocks point worse than the middle.
+# - **As the landscape begins to tell, all three lose**, at home and away. Nothing protects CI-CAM from it.
+# - **No name is repaired.** Trained at 1 and moved to a wrong habitat, all three name next to nothing.
+# - At 1 CI-CAM is ahead of NL-CCAM by two or three points, and its interval does not reach zero everywhere. That is the sign that the claim predicts, though not most of all in swapped habitats. Is it the pool?
 #
 # ### Which part does it?
 #
-# CI-CAM differs from CAM in four things: blocks, the rule of combination, the pool, and that nobody tells it the name. Take them apart, one at a time, with species in their habitats or anywhere in training, and tested at home: no blocks; the other rule; an empty pool ($\lambda = 0$);
-# and at `context_bias=1` the two published rates, and the reading of the paper without a filter.
+# From CAM to CI-CAM there are five steps: all maps in place of the own one (and with that no label), blocks, CI-CAM's rule, a second look with an empty pool ($\lambda = 0$), the pool. Take them apart. The networks are trained at `context_bias` 0 and 1, and tested at home. At 1
+# there are also the published rates, and the reading of the paper without a filter.
 #
 # ```
 # OPTIONS="--to results/context_pool_parts.json --seeds 0,1,2,3,4 --set evaluate.options.context_bias=1"
@@ -819,13 +910,15 @@ for title, (method, argument, value) in changes.items():
             parts[title, bias] = found
 
 # %%
-for (title, bias), found in sorted(parts.items(), key=lambda row: row[0][1]):
-    scores_told = "   ".join(f"{score} {told(found[score])}" for score in ("top1_cls", "gt_known", "pxap"))
-    print(f"trained at {bias}   {title:22} {scores_told}")
+for bias in ("0", "1"):
+    print(f"trained at {bias:13}{'classes':15}{'GT-known':15}PxAP")
+    for title in [title for title, where in parts if where == bias]:
+        scores_told = "   ".join(told(parts[title, bias][score]) for score in ("top1_cls", "gt_known", "pxap"))
+        print(f"  {title:22}{scores_told}")
 
 # %%
 steps = {
-    "blocks": ("NL-CCAM", "NL-CCAM, no blocks"), "rule": ("NL-CCAM, ci_quadratic", "NL-CCAM"),
+    "all maps": ("NL-CCAM, no blocks", "CAM"), "blocks": ("NL-CCAM", "NL-CCAM, no blocks"), "rule": ("NL-CCAM, ci_quadratic", "NL-CCAM"),
     "second look": ("CI-CAM, empty pool", "NL-CCAM, ci_quadratic"), "pool": ("CI-CAM", "CI-CAM, empty pool"),
 }  # fmt: skip
 effect = {}
@@ -833,18 +926,83 @@ for name, (with_it, without) in steps.items():
     for bias in ("0", "1"):
         for score in ("gt_known", "pxap"):
             effect[name, bias, score] = parts[with_it, bias][score] - parts[without, bias][score]
-        print(f"{name:12} trained at {bias}   GT-known {told(effect[name, bias, 'gt_known'])}   PxAP {told(effect[name, bias, 'pxap'])}")
+        gains = [told(effect[name, bias, score]) for score in ("gt_known", "pxap")]
+        print(f"{name:12} trained at {bias}   GT-known {gains[0]}   PxAP {gains[1]}")
+
+# %%
+assert all(effect["blocks", bias, "gt_known"].mean() < -10 for bias in ("0", "1"))
+for name in ("all maps", "rule", "second look", "pool"):
+    assert all(abs(effect[name, bias, score].mean()) < 5 for bias in ("0", "1") for score in ("gt_known", "pxap"))
+for title in ("CI-CAM, rate 0.002", "CI-CAM, rate 0.015", "CI-CAM, all pictures"):
+    assert abs((parts[title, "1"]["gt_known"] - parts["CI-CAM", "1"]["gt_known"]).mean()) < 2
 
 # %% [markdown]
-# PROSE2
+# **The blocks do it.** Without them the combined map is as good as CAM's, label or no label. With them it loses more than ten points. That is what we saw above: what one place knows, all know. Here the networks are trained from nothing, so blocks open as they like; on a pretrained network they begin closed.
+#
+# **The pool does next to nothing.** Against the same network with an empty pool the difference is at most two points in either direction, no more than its interval, whether the landscape tells the name or not. So it cannot matter much how fast it is filled, or by whom: the other rates and the reading without a filter score within two points of it. What CI-CAM gains over NL-CCAM at 1 is spread over rule, second look and pool, and none of the three can be told from zero by much.
+#
+# ### With overlap, and without blocks
+#
+# One objection is left. Blocks hid everything else; and at `context_bias=1` no species is ever seen away from home, so no adjustment could be learned, while at a half there was little to adjust. So the fairest test that we know is without blocks, and with training at 0.9, where about one picture in twelve shows an animal away from home.
+# Beside it the same at 1.
+#
+# ```
+# OPTIONS="--seeds 0,1,2,3,4 --set evaluate.options.context_bias=1"
+# POOL="--vary stages.ci-cam.args.non_local=[]" EMPTY="--vary stages.ci-cam.args.rate=0"
+# NINE="$OPTIONS --to results/context_pool_overlap.json --set data.options.context_bias=0.9 --vary evaluate.options.habitats=own,shuffled,swapped"
+# wsol compare scenes/cam $NINE
+# wsol compare scenes/nl-ccam $NINE --vary "stages.nl-ccam.args.non_local=[]"
+# wsol compare scenes/ci-cam $NINE $POOL
+# wsol compare scenes/ci-cam $NINE $POOL $EMPTY
+# wsol compare scenes/ci-cam $OPTIONS --to results/context_pool_parts.json --vary data.options.context_bias=1 $POOL $EMPTY
+# ```
+
+# %%
+bare = {"recipe": "scenes/ci-cam", "stages.ci-cam.args.non_local": "[]"}
+rows = {
+    "CAM": {"recipe": "scenes/cam"},
+    "NL-CCAM": {"recipe": "scenes/nl-ccam", "stages.nl-ccam.args.non_local": "[]"},
+    "CI-CAM, empty pool": {**bare, "stages.ci-cam.args.rate": "0"},
+    "CI-CAM": bare,
+}
+nine = {title: [read("context_pool_overlap", {**row, "evaluate.options.habitats": h}) for h in places]
+        for title, row in rows.items()}  # fmt: skip
+one = {title: read("context_pool_parts", {**row, bias_key: "1"}) for title, row in rows.items() if title != "CAM"}
+one["CAM"] = claim["CAM", "1", "own"]
+
+# %%
+for score in ("top1_cls", "gt_known", "pxap"):
+    print(f"{score:20}{'0.9, own':15}{'shuffled':15}{'swapped':15}1, own")
+    for title, found in nine.items():
+        print(f"  {title:18}" + "   ".join(told(each[score]) for each in (*found, one[title])))
+
+# %%
+for title in ("CI-CAM, empty pool", "NL-CCAM"):
+    print("CI-CAM minus", title)
+    for score in ("top1_cls", "gt_known", "pxap"):
+        pairs = zip([*nine["CI-CAM"], one["CI-CAM"]], [*nine[title], one[title]], strict=True)
+        print(f"  {score:18}" + "   ".join(told(pool[score] - other[score]) for pool, other in pairs))
+
+# %%
+assert nine["CAM"][0]["top1_cls"].mean() - nine["CAM"][2]["top1_cls"].mean() > 15  # there is something to adjust
+for score in ("top1_cls", "gt_known", "pxap"):
+    for pool, empty in zip(nine["CI-CAM"], nine["CI-CAM, empty pool"], strict=True):
+        assert abs((pool[score] - empty[score]).mean()) < 3
+
+# %% [markdown]
+# Here there *is* something to adjust: in wrong habitats a quarter of the names is lost, by every method. The pool gives none of them back. It moves boxes and pixels by about a point, up in one world and down in another. So to the question of this chapter, "does it free the map from its context, or only sharpen it?", these worlds answer: neither. The pool is a
+# passenger. That fits what we saw inside: it is a mean map, exchangeable for that of another class, behind a head that must be right without it.
+#
+# (It is our answer for a small network from nothing, maps of 64 cells and twelve species. Blocks and pool may do more in a network that has learned much before.)
 #
 # ## Real photographs
 #
 # On photographs the network is EfficientNet-Lite0 of ImageNet. Blocks are put behind its last two stages, and the whole of it is trained gently for a few epochs, with a new head. So that no method gains by the training alone, CAM is trained
-# in the same way, beside the CAM of chapter 03 with its frozen network. Whole pictures, cross-fitted threshold, *all* test pictures of each set. One seed; the interval is over pictures.
+# in the same way, beside the CAM of chapter 03 with its frozen network. The birds are CUB's first 50 species. The network was trained on pictures like those of Tiny-ImageNet, with their labels, but never a box. Whole pictures, cross-fitted threshold, all test pictures of each set. One seed; the interval is over pictures.
 #
 # ```
 # wsol compare cub/cam-tuned-lite0 cub/nl-ccam-lite0 cub/ci-cam-lite0 --to results/context_pool_cub.json --seeds 0
+# wsol compare cub/nl-ccam-lite0 --to results/context_pool_cub.json --seeds 0 --vary "stages.nl-ccam.args.non_local=[]"
 # wsol compare tiny-imagenet/cam-tuned-lite0 tiny-imagenet/nl-ccam-lite0 tiny-imagenet/ci-cam-lite0 \
 #     --to results/context_pool_tiny-imagenet.json --seeds 0
 # ```
@@ -856,9 +1014,11 @@ def photographs(name):
     variants = grid.read(f"cam_family_{name}")["cells"].values()
     found = {"CAM, frozen": next(c for c in variants if c["setting"]["stages.cam.args.variant"] == "cam")}
     for c in grid.read(f"context_pool_{name}")["cells"].values():
-        found[c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")] = c
+        title = c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0")
+        found[title if len(c["setting"]) == 1 else f"{title} no blocks"] = c
     print(grid.score_table(found))
     return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(found).items()}
+
 
 # %%
 on_cub = photographs("cub")
@@ -867,14 +1027,24 @@ on_cub = photographs("cub")
 on_tiny = photographs("tiny-imagenet")
 
 # %% [markdown]
-# (MaxBoxAcc and V2 choose their threshold on the test boxes and are upper bounds.)
+# (MaxBoxAcc and V2 choose their threshold on the test boxes and are upper bounds.) Photographs tell another story than scenes, and both sets tell the same.
 #
-# PROSE3
-#
+# - **Training makes CAM worse.** A few gentle epochs, and the map of the true class shrinks to a part: twenty points lost on birds, eleven on Tiny-ImageNet.
+# - **The combined map is large again**: it regains more than was lost on birds, and about as much on Tiny-ImageNet. Blocks have no part in that: on birds the row without them scores the same. Here the network had learned much before, and the blocks stayed nearly closed (we looked at the weights that open them). So it is the *rule* that helps, where a class's own map has become small.
+# - **From NL-CCAM to CI-CAM it is a point**, up on birds and down on Tiny-ImageNet.
+# - On birds no method is clearly above a centred box, and on Tiny-ImageNet none is clearly above the CAM of the frozen network, which nobody had to train.
+
+# %%
+assert on_cub["nl-ccam"] > on_cub["cam-tuned"] + 20 and on_tiny["nl-ccam"] > on_tiny["cam-tuned"] + 5
+assert abs(on_cub["nl-ccam"] - on_cub["nl-ccam no blocks"]) < 3
+assert all(abs(found["ci-cam"] - found["nl-ccam"]) < 3 for found in (on_cub, on_tiny))
+assert on_cub["ci-cam"] < on_cub["best centred box"] + 3 and on_tiny["ci-cam"] < on_tiny["CAM, frozen"] + 2
+
+# %% [markdown]
 # ## Where it breaks
 #
 # - **The look-up conditions.** The context that is shown is that of the class the picture seems to be. Where the landscape decides the name, it decides the context, too.
-# - **The pool is a mean map.** Objects and surroundings are both in it, and after averaging mostly the place where objects tend to be. Data with objects anywhere leave it nothing to say.
+# - **The pool is a mean map.** Objects and surroundings are both in it, and after averaging mostly the place where objects tend to be. Data with objects anywhere should leave it little to say; we have not measured that.
 # - **One name draws.** The map follows the predicted class. Where the name is wrong, so are the ranks.
 # - **The pool fits one picture size.** It is a grid of cells; other sizes are refused:
 
@@ -888,33 +1058,35 @@ print(refused)
 assert refused is not None
 
 # %% [markdown]
-# ## Published, and ours
+# ## Published
 #
-# The authors' scores are under crops of their own: pictures are resized to more than the network takes, and the middle is cut out. Birds are in the middle. Read each row against the floor *under the same crop*: the best box in the middle among those that were tried.
+# The authors' scores are under crops of their own: pictures are resized to more than the network takes, and the middle is cut out. Birds are in the middle. Read each row against the floor *under the same crop*: for CUB the best centred box of many sizes, chosen on these very boxes; for ILSVRC a centred box of a fixed size.
 
 # %%
 published = [  # (data and network, resize -> crop, NL-CCAM, CI-CAM, floor): GT-known; Shao et al. (2023), table 3
-    ("CUB, VGG16", "344 -> 224", 87.5, 88.1, 74.7),
+    ("CUB, VGG16", "344 -> 224", 87.5, 88.1, 74.9),
     ("CUB, InceptionV3", "500 -> 299", 80.2, 93.8, 78.6),
     ("ILSVRC, VGG16", "288 -> 224", 62.9, 63.6, 60.5),
 ]
 for title, crop, nl, ci, floor in published:
-    print(f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   gain by CI-CAM {ci - nl:4.1f}")
+    print(f"{title:17} {crop}   NL-CCAM {nl:.1f}   CI-CAM {ci:.1f}   floor {floor:.1f}   gain {ci - nl:4.1f}")
 whole = {"CUB, VGG16": (75.8, 59.6), "CUB, InceptionV3": (69.7, 59.6)}  # the authors' earlier logs
+cropped = {title: (ci, floor) for title, _, _, ci, floor in published}
 for title, (ci, floor) in whole.items():
-    print(f"{title:17} whole picture   CI-CAM {ci:.1f}   floor {floor:.1f}")
+    rises = f"cropped {cropped[title][0] - ci:+.1f} and {cropped[title][1] - floor:+.1f}"
+    print(f"{title:17} whole picture   CI-CAM {ci:.1f}   floor {floor:.1f}   {rises}")
 
 # %% [markdown]
-# The same method on the same birds has 75.8 for whole pictures and 88.1 under the crop; the floor rose as well, by more. Chapter 06 takes one checkpoint through all crops. And see the gain of the pool over NL-CCAM: under a point with VGG16, many points with InceptionV3. One network
-# cannot tell us which is typical.
+# From whole pictures to the crop, VGG16 gains 12.3 points and its floor more than that; InceptionV3 gains 24.1 and its floor less. The scripts behind the two numbers differ in more than the crop (the earlier ones have another threshold and train otherwise), so this is no clean comparison.
+# Chapter 06 takes one checkpoint through all crops. And see the gain of CI-CAM over NL-CCAM: under a point with VGG16, many points with InceptionV3. That is the whole method, not the pool alone, and two networks cannot tell us which is typical.
 #
-# The full runs are the recipes `cub/nl-ccam-vgg16`, `cub/ci-cam-vgg16-paper` and `cub/ci-cam-vgg16-released`. They need a GPU, the data and timm's weights; we have not run them. What of the authors' networks is not rebuilt (LeakyReLU, two more convolutions on ImageNet) is said in `wsol_lib/methods/ci_cam.py`.
+# The full runs are the recipes `cub/nl-ccam-vgg16`, `cub/ci-cam-vgg16-paper` and `cub/ci-cam-vgg16-released`. They need a GPU, the data and timm's weights; we have not run them. What we did not rebuild of the authors' networks (LeakyReLU, two more convolutions on ImageNet) is listed in `wsol_lib/methods/ci_cam.py`.
 #
 # ## Exercises
 #
 # ### Exercise 1: predict
 #
-# Set `p_x = np.array([0.5, 0.5])`: boats' shapes are as frequent ashore as on water. What become of P(Y | X), of P(Y | do(X)), and of the error of moving the sum inside? Predict all three, then run the cells again.
+# Set `p_x = np.array([0.5, 0.5])`: boats' shapes are as frequent ashore as on water. What becomes of P(Y | X), of P(Y | do(X)), and of the error of moving the sum inside? Predict all three, then compute them. (The asserts pin the old numbers and will fail: run single lines, or take them out.)
 #
 # <details><summary>Solution</summary>
 #
@@ -924,6 +1096,7 @@ for title, (ci, floor) in whole.items():
 # ```python
 # p_x = np.array([0.5, 0.5])
 # print([(context_given(x) * p_y[x]).sum() for x in (0, 1)], doing)
+# print(three_answers(1)[2][40] - three_answers(1)[1][40])  # at b = 4, as before
 # ```
 #
 # So a world without confounding still pays for the approximation, and would be better off without any "adjustment".
@@ -946,7 +1119,7 @@ for title, (ci, floor) in whole.items():
 #         return ci_cam.Branches(features, *logits, self.head.cams(enhanced))
 # ```
 #
-# The answer no longer depends on $\pi$, and neither does the attention depend on the picture: it is *one* map of weights for all of them. That is what an adjustment for a position prior comes to. Train it as we trained `Watched`, and compare.
+# The answer no longer depends on $\pi$, and neither does the attention depend on the picture: it is *one* map of weights for all of them. That is what an adjustment for a position prior comes to. Nor is it P(Y | do(X)) yet: trained by cross-entropy it, too, learns P(Y | X), since no picture comes with its context. Train it as we trained `Watched`, and compare.
 #
 # </details>
 #
@@ -958,20 +1131,21 @@ for title, (ci, floor) in whole.items():
 #
 # ```python
 # y, x = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
-# bump = ci_cam.standardize(torch.exp(-2 * (x**2 + y**2))[None]).expand_as(kept)
+# bump = ci_cam.standardize(torch.exp(-2 * (x**2 + y**2))[None]).expand_as(kept).clone()
 # ours.pool.pool = bump
 # print(measure(ours)["own"])
 # ours.pool.pool = kept
 # ```
 #
-# For training, fill the pool before and set `rate=0`: the bump is then standardised at each step and stays. With five seeds you need differences of several points to see any. Compare with the row "rate 0" of the grid above, which has no pool at all.
+# For training, fill the pool before and set `rate=0`: the bump is then standardised at each step and stays. With five seeds you need differences of several points to see any. Compare with the row "CI-CAM, empty pool" of the grid above.
 #
 # </details>
 #
 # ## Summary
 #
-# 1. **Adjust for a cause.** A confounder opens a backdoor, and seeing is not doing: P(Y | X) weighs contexts by what X tells of them, P(Y | do(X)) by how frequent they are. Moving the mean into the softmax gives a geometric mean. It is close while contexts agree, and too
-#    sure of itself where they contradict each other.
+# 1. **Adjust for a cause.** A confounder opens a backdoor, and seeing is not doing: P(Y | X) weighs contexts by what X tells of them, P(Y | do(X)) by how frequent they are. Moving the mean into the softmax gives a geometric mean. It is close while contexts agree. Where
+#    two equally frequent ones pull as hard in opposite directions, it is too sure of itself.
 # 2. **Build the method.** Blocks that start as nothing; a map combined from all classes by rank, without a label; a pool of mean class maps, which the predicted class looks up. Sum or mean, paper or code, some disagreements do nothing; the second threshold decides a box, and
-#    a forgotten pool changes the answer without a word.
-# 3. **Test the claim.** TODO(results). In our short run the names fell with the landscape for all three methods, and the pool could be exchanged without much harm: it holds where animals tend to be, chosen by what the network believes already.
+#    a forgotten pool changes the logits, and perhaps the name, without a word.
+# 3. **Test the claim.** Turn the context and test in several worlds; then take the method apart. On scenes the blocks flatten the maps, the rule hardly matters and the pool changes next to nothing, also where species were seen in several habitats and there was something to adjust. On birds the rule makes the difference. A name for a method is not a
+#    measurement of it.

@@ -22,6 +22,7 @@ from wsol_lib.metrics import (
     interval,
     peak_iou,
     pixel_average_precision,
+    pointing_game,
     trivial_floors,
 )
 from wsol_lib.types import Localization
@@ -433,6 +434,20 @@ def test_pixel_scores_refuse_raw_maps_and_other_shapes():
         pixel_average_precision(5 * PX_MAPS, PX_MASKS)
     with pytest.raises(ValueError, match="one shape"):
         peak_iou(PX_MAPS, PX_MASKS[:, :1])
+
+
+def test_the_pointing_game_by_hand():
+    maps = torch.tensor([[[0.1, 0.9], [0.2, 0.3]], [[5.0, 1], [2, 3]], [[-1.0, -1], [-2, -2]]])
+    masks = torch.tensor([[[0, 1], [0, 0]], [[0, 1], [1, 1]], [[1, 0], [1, 1]]]).bool()
+    assert pointing_game(maps, masks) == pytest.approx(100 * (1 + 0 + 0.5) / 3)
+    assert pointing_game(torch.zeros(3, 2, 2), masks) == pytest.approx(100 * 7 / 12)  # the area
+    assert pointing_game(7 * maps - 3, masks) == pointing_game(maps, masks)
+    with pytest.raises(ValueError, match="one shape"):
+        pointing_game(maps, masks[:1])
+    with pytest.raises(ValueError, match="hold a picture"):
+        pointing_game(maps[:0], masks[:0])
+    with pytest.raises(ValueError, match="finite"):
+        pointing_game(maps / 0, masks)
 
 
 def test_floors_of_a_known_case():

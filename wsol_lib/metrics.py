@@ -20,7 +20,14 @@ from torch import Tensor
 from wsol_lib import _levels
 from wsol_lib.boxes import MODES, Component
 from wsol_lib.data.geometry import Frame
-from wsol_lib.pixels import PixelCounts, count_pixels, inside_outside, peak_iou, pixel_average_precision
+from wsol_lib.pixels import (
+    PixelCounts,
+    count_pixels,
+    inside_outside,
+    peak_iou,
+    pixel_average_precision,
+    pointing_game,
+)
 from wsol_lib.types import Localization, Scores
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "interval",
     "peak_iou",
     "pixel_average_precision",
+    "pointing_game",
     "trivial_floors",
 ]
 

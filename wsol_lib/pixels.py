@@ -105,3 +105,28 @@ def pixel_average_precision(
 def peak_iou(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, interval: float = INTERVAL) -> float:
     """pIoU, the best pixel IoU of all maps together over the thresholds, in per cent; arguments as for PxAP."""
     return _counts(maps, masks, ignore, interval).peak_iou()
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> float:
+    """How often the highest pixel of a map lies on the object, in per cent (Zhang et al., IJCV 2018).
+
+    Of tied pixels the part that lies on the object counts, so a constant map scores the object's area. The authors
+    also forgive a miss by 15 pixels; here none is forgiven.
+
+    Args:
+        maps: Float[B,h,w], in any range.
+        masks: Bool[B,h,w], the object.
+
+    Raises:
+        ValueError: the shapes differ, there is no map, or a map is not finite.
+    """
+    if maps.shape != masks.shape or not len(maps):
+        raise ValueError(
+            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} must have one shape and hold a picture"
+        )
+    if not maps.isfinite().all():
+        raise ValueError("a map is not finite, so it has no highest pixel")
+    flat = maps.flatten(1)  # [B,hw]
+    highest = flat == flat.amax(1, keepdim=True)
+    on_object = (highest & masks.flatten(1).bool()).sum(1) / highest.sum(1)  # [B]
+    return 100 * on_object.double().mean().item()
