@@ -74,7 +74,25 @@ for stage in recipe.stages:
     print(f"{stage.name:24} needs {list(stage.needs.values())}")
 assert set(recipe.stages[2].needs.values()) == set(names[:2])
 
+# %% mystnb={"image": {"alt": "Arrows from the picture to the namer, the drawer and the student; from the namer to the student, marked logits; from the drawer to the student, marked class maps. The arrow from the picture to the student is marked label."}}
+figure, axis = plt.subplots(figsize=(7, 2.8))
+axis.set(xlim=(-0.4, 3.5), ylim=(-0.4, 2.4))
+axis.set_axis_off()
+at = {"picture": (0, 1), "namer": (1.4, 2), "drawer": (1.4, 0), "student": (3.1, 1)}
+arrows = {"picture namer": ("", 0), "picture drawer": ("", 0), "picture student": ("label", 0.06),
+          "namer student": ("logits", 0.12), "drawer student": ("class maps", -0.3)}  # fmt: skip
+for ends, (what, above) in arrows.items():
+    start, end = (np.array(at[name]) for name in ends.split())
+    style = {"arrowstyle": "-|>", "lw": 2, "shrinkA": 30, "shrinkB": 34, "color": "black"}
+    axis.annotate("", end, start, arrowprops=style)
+    axis.text(*(start + end) / 2 + (0.1, above), what)
+for name, place in at.items():
+    axis.text(*place, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.5", "fc": "white", "lw": 2})
+plt.show()
+
 # %% [markdown]
+# All three are CI-CAMs. The student learns from the label, from the logits of the one teacher and from the class maps of the other.
+#
 # After each epoch an observer measures two things on test pictures: how many are named right, and how many are boxed right, whatever their name (GT-known, threshold
 # cross-fitted). **It may look, but it has no say.**
 
@@ -131,7 +149,7 @@ plt.show()
 # [{name: Augmented, args: {random_resized: [0.5, 1.0], crop: 64}}],[{name: Augmented, args: {resize: 72, crop: 64}}]"
 # NAMER=stages.classification-teacher DRAWER=stages.localization-teacher
 # python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary "$NAMER.views=$CROPS"
-# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.area=0,4
+# python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.area=4
 # python -m tools.mask_epochs scenes/classification-teacher $OPTIONS --set $NAMER.batch_size=32 --vary $NAMER.args.theta=0.4
 # python -m tools.mask_epochs scenes/localization-teacher $OPTIONS --set $DRAWER.batch_size=32 --vary $DRAWER.args.theta=0,0.4
 # ```
