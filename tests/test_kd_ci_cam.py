@@ -333,8 +333,33 @@ def test_masked_pictures_pass_by_the_pool(kind, batch):
         assert ((masked == inputs) | (masked == 0)).all() and (masked == 0).any()
     if kind is LocalizationTeacher:
         torch.testing.assert_close(passed[1] + passed[2], inputs)
-    norms = [part for name, part in localizer.network.named_modules() if name.endswith("norm")]
-    assert {int(norm.num_batches_tracked) for norm in norms} == {len(passed)}  # norms learn from masked pictures too
+
+
+@pytest.mark.parametrize("kind", [ClassificationTeacher, LocalizationTeacher])
+@pytest.mark.parametrize("reading", [None, "paper", "code"])
+def test_norms_follow_masked_pictures_only_in_the_code(kind, reading, batch):
+    def running(localizer):
+        return torch.cat([norm.running_var for norm in norms_of(localizer)])
+
+    teacher = ci_cam(kind, theta=0.4, faithful_to=reading).train()
+    plain = ci_cam(CICAM).train()
+    plain.load_state_dict(teacher.state_dict())
+    plain(batch)
+    losses = teacher(batch)
+    assert torch.allclose(running(teacher), running(plain)) == (reading != "code")
+    assert {norm.momentum for norm in norms_of(teacher)} == {norm.momentum for norm in norms_of(plain)} != {0}
+    for norm in norms_of(plain):  # masked pictures are normed by themselves all the same
+        norm.eval()
+    name = "foreground" if kind is ClassificationTeacher else "difference"
+    before = losses[name].item()
+    teacher.load_state_dict(plain.state_dict())
+    for norm in norms_of(teacher):
+        norm.eval()
+    assert teacher(batch)[name].item() != pytest.approx(before, rel=1e-3)
+
+
+def norms_of(localizer):
+    return [part for part in localizer.modules() if isinstance(part, torch.nn.BatchNorm2d)]
 
 
 def test_the_masks_teach_the_network_but_not_through_the_map(batch):

@@ -8,6 +8,10 @@ The teachers see their own foreground. The combined map H of `ci_cam`, up-sample
 mask of zeros and ones; the picture through it, and through its opposite, goes through the network and the classifier
 once more, past the context pool. No gradient passes a comparison, so H learns nothing from these pictures.
 
+Masked pictures are mostly grey, and batch norms that follow them fit whole pictures no longer: on a network with norms
+everywhere the localization teacher then forgets names. So their running statistics follow whole pictures only.
+The authors' code lets them follow both (`faithful_to="code"`); their VGG16 has no norms but in its blocks.
+
 * The classification teacher must know the class from the foreground alone: CE + mu CE(fore) + eta mean(H).
 * The localization teacher must know it from what the foreground has more of than the background (`difference_loss`):
   CE + beta (diff + aux) + delta mean(H).
@@ -22,13 +26,14 @@ text of `ci_cam` says of their networks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsol_lib import distributed, maps
-from wsol_lib.backbones import Backbone
+from wsol_lib.backbones import Backbone, running_statistics_kept
 from wsol_lib.methods.ci_cam import CICAM, Reading, Rule, both_looks, combine
 from wsol_lib.types import Batch, Frozen, RecipeError
 
@@ -138,14 +143,21 @@ def foreground_mask(heatmap: Tensor, size: Sequence[int], theta: float) -> Tenso
     return (shown > theta * shown.amax((1, 2), keepdim=True)).to(heatmap)[:, None]
 
 
+def through(teacher: CICAM, inputs: Tensor, mask: Tensor) -> Tensor:
+    """Logits Float[B,K] of normalised pictures Float[B,3,H,W] through a mask Float[B,1,H,W], past the pool."""
+    with nullcontext() if teacher.faithful_to == "code" else running_statistics_kept(teacher):
+        return teacher.head(teacher.network(inputs * mask))
+
+
 class ClassificationTeacher(CICAM):
     """A CI-CAM that must name the class from its foreground alone.
 
     Args:
-        backbone, classes, size, non_local, rate, rule, faithful_to: as for `CICAM`.
+        backbone, classes, size, non_local, rate, rule: as for `CICAM`.
         theta: of the foreground's mask.
         foreground: mu, the price of CE(fore).
         area: eta, the price of the mean of H.
+        faithful_to: of the pool, and of what batch norms follow; None is the default of the pool, and whole pictures.
     """
 
     def __init__(
@@ -172,7 +184,7 @@ class ClassificationTeacher(CICAM):
         inputs, labels = self.network.normalize(batch["image"]), batch["label"]  # [B,3,H,W], [B]
         seen = self.study(inputs, labels)
         heatmap = combine(seen.cams, seen.logits, self.rule)  # [B,h,w]
-        fore = self.head(self.network(inputs * foreground_mask(heatmap, inputs.shape[-2:], self.theta)))  # [B,K]
+        fore = through(self, inputs, foreground_mask(heatmap, inputs.shape[-2:], self.theta))  # [B,K]
         return {
             **both_looks(seen, labels),
             "foreground": self.foreground * F.cross_entropy(fore, labels),
@@ -188,7 +200,8 @@ class LocalizationTeacher(CICAM):
         theta: of the foreground's mask.
         difference: beta, the price of both terms of `difference_loss`.
         area: delta, the price of the mean of H.
-        faithful_to: of the pool and of `difference_loss`; None is the default of each.
+        faithful_to: of the pool, of `difference_loss` and of what batch norms follow; None is the default of each, and
+            whole pictures.
     """
 
     def __init__(
@@ -216,7 +229,7 @@ class LocalizationTeacher(CICAM):
         seen = self.study(inputs, labels)
         heatmap = combine(seen.cams, seen.logits, self.rule)  # [B,h,w]
         mask = foreground_mask(heatmap, inputs.shape[-2:], self.theta)  # [B,1,H,W]
-        fore, back = (self.head(self.network(inputs * part)) for part in (mask, 1 - mask))  # [B,K] each
+        fore, back = (through(self, inputs, part) for part in (mask, 1 - mask))  # [B,K] each
         diff, aux = difference_loss(fore, back, seen.logits, labels, self.faithful_to or "code")
         return {
             **both_looks(seen, labels),
