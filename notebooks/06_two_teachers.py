@@ -124,7 +124,7 @@ print({name: round(floor.gt_known, 1) for name, floor in floors.items()})
 for observer in observers.values():
     assert observer.path[-1][0] > 40 and observer.path[-1][0] > observer.path[0][0]  # chance is one in six
 
-# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy, one path for each of the two teachers, a point an epoch, and the best centred box as a line. Accuracy grows by tens of points; GT-known moves by about ten, up for one teacher and down for the other, around the line."}} tags=["nbval-ignore-output"]
+# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy, one path for each of the two teachers, a point an epoch, and the best centred box as a line. Accuracy grows by tens of points, GT-known by a few, and all points lie below the line or near it."}} tags=["nbval-ignore-output"]
 figure, axis = plt.subplots(figsize=(6, 3.6))
 for (name, observer), marker in zip(list(observers.items())[:2], "os", strict=True):
     named, boxed = np.array(observer.path).T  # [epochs] each
@@ -136,8 +136,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# In the stored run the namer's boxes get better as its names do, and the drawer's get worse as its names get better. So better names do not *mean* better boxes. (A drawer is not born by its name, either: here the namer is ahead in both.) With 300 pictures a score is uncertain by about five points, so this is a hint and no more. The paper says
-# that there is a conflict: the losses reward *any* evidence, and a part may be evidence enough. It calls this the **classification-localization dilemma**.
+# In so few epochs both climb, names by tens of points, boxes by a few, and no teacher gets clearly past a blank box in the middle. (With 300 pictures a score is uncertain by about five points.) Is there a conflict at all? The paper says so: the losses reward *any* evidence, and a part may be evidence enough. It calls this the
+# **classification-localization dilemma**.
 #
 # Three epochs of one seed are an anecdote. The paper's figure has one point for each training *setting*. So we turn three knobs of the teachers (how hard pictures are cropped, how much
 # area costs, where the mask is cut), with three seeds each and every epoch noted:
@@ -540,6 +540,7 @@ assert table["logits, equal", "code"][1] > 1e-3 and table["background surer", "c
 # | | paper | code | what it does |
 # |---|---|---|---|
 # | who fills the pool | every picture | those named right | chapter 05 |
+# | what batch norms follow | not said | masked pictures, too | the drawer forgets names, see its two rows below |
 # | rate of the pool, birds | one for all | one for each network, slower or faster | how far back the pool remembers (chapter 05) |
 # | Adam's second beta | 0.99 | 0.999 | not measured (cited: the paper and the released scripts) |
 # | the student's first look | a loss of a weight $\rho$ | weight 0 | only the second look is judged |
@@ -622,18 +623,22 @@ assert all(torch.isclose(found[name], by_hand[name], rtol=1e-3, atol=1e-6) for n
 print(f"of 12 pictures {of_namer.sum()} have the namer, {of_drawer.sum()} the drawer:", *found)
 
 # %% tags=["nbval-ignore-output"]
-learner = copy.deepcopy(student).requires_grad_(True)
+learner, heard = copy.deepcopy(student).requires_grad_(True), {}
 for name, loss in learner.losses(batch).items():
     (slope,) = torch.autograd.grad(loss, learner.head.weight, retain_graph=True)
-    print(f"{name:20} value {loss:.4f}   gradient at the classifier {slope.norm():.4f}")
+    heard[name] = slope.norm().item()
+    print(f"{name:20} value {loss:.4f}   gradient at the classifier {heard[name]:.4f}")
+
+# %%
+assert heard["map_distillation"] < 0.05 * heard["classification"] < 0.05 * heard["logit_distillation"]
 
 # %% [markdown]
-# So much each of the three has to say. PROSE6
+# The namer pulls several times harder than the label, for $T^2$ is large. The drawer is hardly heard: its pull is hundreds of times weaker. That was no agreement, it was the temperature.
 
 # %% [markdown]
 # ## What became of it
 #
-# Our three networks, each after three epochs, on 300 test pictures; beside them what one scores without looking. The interval is over pictures; the seed is one.
+# Our three networks, each after three epochs, on 300 test pictures; beside them what one scores without looking. The interval is over pictures; the seed is one. None is clearly above the blank box.
 
 # %% tags=["nbval-ignore-output"]
 for name in names:
@@ -663,6 +668,7 @@ plt.show()
 # wsol compare scenes/ci-cam $OPTIONS --set stages.ci-cam.batch_size=32 --set "stages.ci-cam.args.non_local=[]"
 # for method in cam classification-teacher localization-teacher; do
 #     wsol compare scenes/$method $OPTIONS --set stages.$method.batch_size=32; done
+# wsol compare scenes/localization-teacher $OPTIONS --set $DRAWER.batch_size=32 --vary $DRAWER.args.faithful_to=code
 # THREE="--set $NAMER.batch_size=32 --set $DRAWER.batch_size=32 --set stages.student.batch_size=32"
 # wsol compare scenes/kd-ci-cam $OPTIONS $THREE --set stages.student.args.map_temperature=1 --vary "stages.student.needs={},\
 # {classification_teacher: classification-teacher},{localization_teacher: localization-teacher},\
@@ -689,6 +695,8 @@ needs = {
 }
 rows = {"CAM": "cam", "CI-CAM": "ci-cam", "namer": names[0], "drawer": names[1]}
 table = {title: ablation(recipe=f"scenes/{name}") for title, name in rows.items()}
+as_code = {"stages.localization-teacher.args.faithful_to": "code"}
+table["drawer, as code"] = ablation(recipe="scenes/localization-teacher", **as_code)
 table |= {title: ablation(recipe="scenes/kd-ci-cam", **{"stages.student.needs": need}) for title, need in needs.items()}
 hot = {"stages.student.args.map_temperature": "15"}
 table["+ both, T 15"] = ablation(recipe="scenes/kd-ci-cam", **hot)
@@ -731,7 +739,7 @@ for name in names[:2]:
 #
 # ```
 # OPTIONS="--seeds 0,1,2 $WORLD --set $DRAWER.batch_size=32 --set $DRAWER.hold_out=0.1"
-# SCORE="$DRAWER.callbacks=[{name: KeepBest, args: {stretch: true}}]"
+# SCORE="$DRAWER.callbacks=[{name: KeepBest, args: {stretch: true, area: [0.0, 0.001]}}]"
 # python -m tools.mask_epochs scenes/localization-teacher --to results/two_teachers_drawers.json $OPTIONS --set "$SCORE" \
 #     --vary "$DRAWER.views=$CROPS"
 # wsol compare scenes/kd-ci-cam --to results/two_teachers_students.json $OPTIONS --set "$SCORE" $THREE \
@@ -749,12 +757,11 @@ def candidates(name):
 
 
 drawers, students = candidates("two_teachers_drawers"), candidates("two_teachers_students")
-judged = {}  # key -> S of the kept epoch, GT-known and Top-1 Loc of the drawer, GT-known of its student
+judged = {}  # key -> S and GT-known and Top-1 Loc of the drawer, GT-known of its student
 for key, c in drawers.items():
-    kept = c["kept_epochs"].get("localization-teacher")
-    S = -1.0 if kept is None else c["epochs"][kept]["completeness"]  # -1: no epoch passed the guard against haze
+    S = c["epochs"][-1]["completeness"]
     judged[key] = (S, c["scores"]["gt_known"], c["scores"]["top1_loc"], students[key]["scores"]["gt_known"])
-    print(*key, kept, [round(float(value), 4) for value in judged[key]])
+    print(*key, [round(float(value), 4) for value in judged[key]])
 
 # %%
 rules = {"S (no box)": 0, "oracle: GT-known": 1, "oracle: Top-1 Loc": 2, "oracle: the student": 3}
