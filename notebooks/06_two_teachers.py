@@ -173,7 +173,7 @@ for (teacher, knob), path in paths.items():
     told = [f"{scores.mean():5.1f} ± {grid.half_width(scores):4.1f}" for scores in path[:, -1].T]
     print(f"{teacher:24} {knob:32} classes {told[0]}   GT-known {told[1]}")
 
-# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy. The localization teachers lie above the classification teachers. Within each kind the settings with wilder crops lie higher and further to the left. Paths of the epochs lead from the left to the right, and rise little at the end."}}
+# %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy. The localization teachers lie above the classification teachers. Within each kind the settings with wilder crops lie higher and further to the left. Paths of the epochs lead from left to right: those of the drawers rise to the end, those of the namers rise at first and then fall steeply."}}
 figure, axis = plt.subplots(figsize=(7, 4.4))
 kinds = {"classification-teacher": ("C0", "o"), "localization-teacher": ("C1", "s")}
 for (teacher, _), path in paths.items():
@@ -188,7 +188,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The drawers lie above the namers, at nearly the same names. Within each kind the crops trade one for the other: **the wilder the crops, the better the boxes, and the worse the names.** A high price of area costs both. So the dilemma is there, and it is mostly one of crops.
+# Follow the paths from left to right. The drawers' boxes get better to the end. **The namers' boxes get better until most names are right, and then worse, while the last names are learned.** That is the dilemma, in one training. The drawers end above the namers, at nearly the same names. Within each kind the crops trade one for the other: **the wilder the crops, the better the boxes, and the worse the names.** A high price of area costs both. So the dilemma is there.
 #
 # If no one setting is best at both, do not look for it. Train two, and let a third network learn *logits* from the one and *maps* from the other.
 #
