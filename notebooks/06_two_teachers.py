@@ -825,7 +825,8 @@ assert max(row[0] for row in judged.values()) - min(row[0] for row in judged.val
 def photographs(name):
     """Print floors and methods on one data set; return GT-known of each."""
     cells = [c for part in ("context_pool", "two_teachers") for c in grid.read(f"{part}_{name}")["cells"].values()]
-    found = {c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0"): c for c in cells}
+    alike = [c for c in cells if len(c["setting"]) == 1]  # without the row on blocks
+    found = {c["setting"]["recipe"].partition("/")[2].removesuffix("-lite0"): c for c in alike}
     print(grid.score_table(found))
     return {title: row["scores"]["gt_known"] for title, row in grid.with_floors(found).items()}
 
