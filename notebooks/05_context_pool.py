@@ -589,8 +589,8 @@ for title, Q in swaps.items():
     judge = engine.evaluate(ours, home, rule, progress=False)
     s, (low, high) = judge.compute(), judge.interval()
     moved[title] = (after - before).abs().mean().item(), (after.argmax(1) != before.argmax(1)).sum().item(), s.gt_known
-    print(f"{title:16} logits move by {moved[title][0]:.2f}   names changed {moved[title][1]:2} of 600"
-          f"   GT-known {s.gt_known:4.1f}  95% [{low:.1f}, {high:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
+    print(f"{title:16} logits {moved[title][0]:.2f}   names {moved[title][1]:2} of 600"
+          f"   GT-known {s.gt_known:4.1f} [{low:.1f}, {high:.1f}]   PxAP {s.pxap:4.1f}")  # fmt: skip
 ours.pool.pool = kept
 
 # %%
@@ -598,7 +598,7 @@ assert moved["as trained"][0] < 1e-4 and moved["forgotten"][0] > 0.01
 assert abs(moved["another class's"][2] - moved["as trained"][2]) < 8
 
 # %% [markdown]
-# (Names are counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. Here the logits move and hardly a name; a network that leans more on its pool would lose names as well. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
+# (How far the logits move, and how many names change, is counted at home and in shuffled habitats, GT-known and PxAP at home.) **Forgetting the pool changes what the network says**, and no error is raised. Here the logits move and hardly a name; a network that leans more on its pool would lose names as well. In the authors' code the pool is a plain tensor that is not part of the weights: it is saved in a file of its own, and whoever loads only the
 # weights has this second row. Here it is a buffer, and checkpoints hold it.
 #
 # But see how *little* changes, and that the map of the wrong class does as well as the right one. The intervals are wide, and this is one short run; the grid below has more to say.
