@@ -71,7 +71,7 @@ short = [f"stages.{name}.{key}" for name in names for key in ("epochs=3", "batch
 small = ["data.options.n=1000", "evaluate.options.n=300"]
 recipe = engine.load_recipe("scenes/kd-ci-cam", world + short + small)
 for stage in recipe.stages:
-    print(f"{stage.name:24} needs {list(stage.needs.values())}")
+    print(f"{stage.name:24} needs {', '.join(stage.needs.values()) or 'none'}")
 assert set(recipe.stages[2].needs.values()) == set(names[:2])
 
 # %% mystnb={"image": {"alt": "Arrows from the picture to the namer, the drawer and the student; from the namer to the student, marked logits; from the drawer to the student, marked class maps. The arrow from the picture to the student is marked label."}}
@@ -116,7 +116,7 @@ observers = {name: Observer() for name in names}
 watching = {name: [observer] for name, observer in observers.items()}
 trained = engine.run(recipe, folder.name, progress=False, callbacks=watching)
 for name, observer in observers.items():
-    print(f"{name:24}" + "   ".join(f"classes {top1:3.0f}, GT-known {known:4.1f}" for top1, known in observer.path))
+    print(f"{name:24}" + "   ".join(f"{top1:3.0f} named, {known:4.1f} boxed" for top1, known in observer.path))
 
 # %%
 floors = trivial_floors(rule, [scenes.boxes(i) for i in range(len(scenes))], scenes.image_sizes)
@@ -168,10 +168,12 @@ def settings(name):
 
 
 # %%
+print("per cent of test pictures, named and boxed right (GT-known), at the end of training")
 paths = settings("two_teachers_settings") | settings("two_teachers_drawers")  # the drawers of a later section
 for (teacher, knob), path in paths.items():
     told = [f"{scores.mean():5.1f} ± {grid.half_width(scores):4.1f}" for scores in path[:, -1].T]
-    print(f"{teacher:24} {knob:32} classes {told[0]}   GT-known {told[1]}")
+    short_knob = knob.removeprefix("views ").replace("random_resized: ", "crops ")
+    print(f"{teacher:22} {short_knob:16}  named {told[0]}   boxed {told[1]}")
 
 # %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy. The localization teachers lie above the classification teachers. Within each kind the settings with wilder crops lie higher and further to the left. Paths of the epochs lead from left to right: those of the drawers rise to the end, those of the namers rise at first and then fall steeply."}}
 figure, axis = plt.subplots(figsize=(7, 4.4))
@@ -234,7 +236,7 @@ with torch.no_grad():
         found = one.localize(some).maps  # [100,8,8]
         for theta in (0.0, 0.08, 0.15, 0.25, 0.4):
             shares.append(kd_ci_cam.foreground_mask(found, (64, 64), theta).mean().item())
-        print(f"{name:24} foreground's share at theta 0, .08, .15, .25, .4:  {np.round(shares, 2)}")
+        print(f"{name:22} foreground at theta 0, .08, .15, .25, .4:  {np.round(shares, 2)}")
         assert shares[0] > 0.95 and shares == sorted(shares, reverse=True)
 inner = torch.rand(1, 8, 8)
 inner[0, 3, 4] = 0
@@ -502,7 +504,8 @@ for T in (15.0, 1.0):
 
 # %% tags=["nbval-ignore-output"]
 last = trained.histories["student"].epochs[-1]
-print({name: round(last[name], 4) for name in ("classification", "logit_distillation", "map_distillation")})
+for name in ("classification", "logit_distillation", "map_distillation"):
+    print(f"{name:19} {last[name]:.4f}")
 assert last["map_distillation"] < 0.05 * last["logit_distillation"]
 
 # %% [markdown]
@@ -620,7 +623,7 @@ by_hand = {
 found = student.losses(batch)
 assert found.keys() == by_hand.keys() and student.logit_temperature == T
 assert all(torch.isclose(found[name], by_hand[name], rtol=1e-3, atol=1e-6) for name in by_hand)
-print(f"of 12 pictures {of_namer.sum()} have the namer, {of_drawer.sum()} the drawer:", *found)
+print(f"of 12 pictures {of_namer.sum()} have the namer, {of_drawer.sum()} the drawer:\n", *found)
 
 # %% tags=["nbval-ignore-output"]
 learner, heard = copy.deepcopy(student).requires_grad_(True), {}
@@ -644,11 +647,12 @@ assert heard["map_distillation"] < 0.05 * heard["classification"] < 0.05 * heard
 for name in names:
     judge = engine.evaluate(trained.stages[name], scenes, rule, progress=False)
     scores, (low, high) = judge.compute(), judge.interval("gt_known")
-    print(
-        f"{name:24} classes {scores.top1_cls:5.1f}   GT-known {scores.gt_known:5.1f} [{low:.1f}, {high:.1f}]   PxAP {scores.pxap:.1f}"
-    )
+    told = f"GT-known {scores.gt_known:5.1f} [{low:.1f}, {high:.1f}]"
+    print(f"{name:22}  {told}   PxAP {scores.pxap:.1f}   classes {scores.top1_cls:.1f}")
+for name, floor in floors.items():
+    print(f"{name:22}  GT-known {floor.gt_known:5.1f}")
 pixels = judge.pixel_floors()["centred Gaussian"]
-print({name: round(floor.gt_known, 1) for name, floor in floors.items()}, f"  Gaussian's PxAP {pixels['pxap']:.1f}")
+print(f"{'centred Gaussian':22}  {'':21}   PxAP {pixels['pxap']:.1f}")
 assert floors["full box"].gt_known < floors["best centred box"].gt_known
 
 # %% tags=["nbval-ignore-output"]
@@ -680,47 +684,38 @@ plt.show()
 
 
 # %%
-def ablation(**setting):
-    """Score -> array over the seeds, for one row of the ablation."""
-    cells = [c for c in grid.read("two_teachers_ablation")["cells"].values() if c["setting"] == setting]
-    cells.sort(key=lambda c: c["seed"])
-    return {score: np.array([c["scores"][score] for c in cells]) for score in ("top1_cls", "gt_known", "pxap")}
-
-
-# %%
 by_namer, by_drawer = "classification_teacher: classification-teacher", "localization_teacher: localization-teacher"
-needs = {
-    "student alone": "{}",
-    "+ namer": f"{{{by_namer}}}",
-    "+ drawer": f"{{{by_drawer}}}",
-    "+ both": f"{{{by_namer}, {by_drawer}}}",
-}
-rows = {"CAM": "cam", "CI-CAM": "ci-cam", "namer": names[0], "drawer": names[1]}
-table = {title: ablation(recipe=f"scenes/{name}") for title, name in rows.items()}
-as_code = {"stages.localization-teacher.args.faithful_to": "code"}
-table["drawer, as code"] = ablation(recipe="scenes/localization-teacher", **as_code)
-table |= {title: ablation(recipe="scenes/kd-ci-cam", **{"stages.student.needs": need}) for title, need in needs.items()}
-for title, (argument, value) in {
-    "+ both, maps T 15": ("map_temperature", "15"), "+ both, logits T 1": ("logit_temperature", "1"),
-    "+ both, as code": ("faithful_to", "code"),
-}.items():  # fmt: skip
-    table[title] = ablation(recipe="scenes/kd-ci-cam", **{f"stages.student.args.{argument}": value})
+kd, student_args = {"recipe": "scenes/kd-ci-cam"}, "stages.student.args."
+rows = {
+    "CAM": {"recipe": "scenes/cam"}, "CI-CAM": {"recipe": "scenes/ci-cam"},
+    "namer": {"recipe": f"scenes/{names[0]}"}, "drawer": {"recipe": f"scenes/{names[1]}"},
+    "drawer, as code": {"recipe": f"scenes/{names[1]}", "stages.localization-teacher.args.faithful_to": "code"},
+    "student alone": kd | {"stages.student.needs": "{}"},
+    "+ namer": kd | {"stages.student.needs": f"{{{by_namer}}}"},
+    "+ drawer": kd | {"stages.student.needs": f"{{{by_drawer}}}"},
+    "+ both": kd | {"stages.student.needs": f"{{{by_namer}, {by_drawer}}}"},
+    "+ both, maps T 15": kd | {f"{student_args}map_temperature": "15"},
+    "+ both, logits T 1": kd | {f"{student_args}logit_temperature": "1"},
+    "+ both, as code": kd | {f"{student_args}faithful_to": "code"},
+}  # fmt: skip
 
 # %%
+three = ("top1_cls", "gt_known", "pxap")
+table = {title: grid.over_seeds("two_teachers_ablation", setting) for title, setting in rows.items()}
 for title, row in table.items():
-    told = [f"{score} {row[score].mean():5.1f} ± {grid.half_width(row[score]):4.1f}" for score in row]
-    print(f"{title:20}" + "   ".join(told))
-cells = grid.read("two_teachers_ablation")["cells"].values()
-blank = [np.mean([c["floors"]["centred Gaussian"][score] for c in cells]) for score in ("gt_known", "pxap")]
-print(f"{'floor':20}{'':27}gt_known {blank[0]:5.1f}          pxap {blank[1]:5.1f}")
+    told = [f"{score} {row[score].mean():5.1f} ± {grid.half_width(row[score]):4.1f}" for score in three]
+    print(f"{title:18} " + "  ".join(told))
+blank = [np.mean([row[f"centred Gaussian {score}"] for row in table.values()]) for score in three[1:]]
+print(f"{'floor':18} {'':21}  gt_known {blank[0]:5.1f}         pxap {blank[1]:5.1f}")
 
 # %%
 gains = {}
+print("minus the student alone:")
 for title in [title for title in table if title.startswith("+")]:
-    for score in ("top1_cls", "gt_known", "pxap"):
+    for score in three:
         gains[title, score] = table[title][score] - table["student alone"][score]
-    told = [f"{s} {gains[title, s].mean():5.1f} ± {grid.half_width(gains[title, s]):4.1f}" for s in table[title]]
-    print(f"{title:20} minus alone: {'   '.join(told)}")
+    told = [f"{s} {gains[title, s].mean():5.1f} ± {grid.half_width(gains[title, s]):4.1f}" for s in three]
+    print(f"{title:18} {'  '.join(told)}")
 
 # %%
 namer, drawer, alone = table["namer"], table["drawer"], table["student alone"]
@@ -782,8 +777,10 @@ judged = {}  # key -> S of the drawer, its GT-known and Top-1 Loc, and GT-known 
 for key, c in drawers.items():
     S, own = c["epochs"][-1]["completeness"], c["scores"]
     judged[key] = (S, own["gt_known"], own["top1_loc"], students[key]["scores"]["gt_known"])
-    print(f"{key[0]:28} seed {key[1]}   S {S:.4f}   classes {own['top1_cls']:.1f}   GT-known {own['gt_known']:.1f}"
-          f"   of its student {judged[key][3]:.1f}")  # fmt: skip
+    told = f"GT-known {own['gt_known']:.1f}, of its student {judged[key][3]:.1f}"
+    print(
+        f"{key[0].replace('random_resized:', 'crops'):16} {key[1]}   S {S:.4f}   {told}   classes {own['top1_cls']:.1f}"
+    )
 
 # %%
 picked = {}
@@ -796,8 +793,8 @@ picked["the mean of the three"] = [
 ]
 for title, chosen_rows in picked.items():
     drawn_well, taught_well = np.array(chosen_rows)[:, [1, 3]].T  # [seeds] each
-    print(f"{title:22} the drawer's GT-known {drawn_well.mean():5.1f} ± {grid.half_width(drawn_well):4.1f}"
-          f"   its student's {taught_well.mean():5.1f} ± {grid.half_width(taught_well):4.1f}")  # fmt: skip
+    print(f"{title:22}  drawer {drawn_well.mean():5.1f} ± {grid.half_width(drawn_well):4.1f}"
+          f"   its student {taught_well.mean():5.1f} ± {grid.half_width(taught_well):4.1f}")  # fmt: skip
 
 # %%
 named = {title: np.array(chosen_rows)[:, 1] for title, chosen_rows in picked.items()}
@@ -921,8 +918,10 @@ for c in grid.read("two_teachers_protocol")["cells"].values():
     how, floor, (low, high) = c["protocol"], c["floors"], c["intervals"]["gt_known"]
     blank = floor["full box"]["gt_known"], floor["best centred box"]["gt_known"]
     checkpoint[how["resize"]] = (c["scores"]["gt_known"], *blank)
-    print(f"{how['resize']} to {how['crop'] or how['resize']}   CAM {c['scores']['gt_known']:5.1f} [{low:.1f}, {high:.1f}]   full box {blank[0]:5.1f}"
-          f"   best centred box {blank[1]:5.1f}   classes {c['scores']['top1_cls']:.1f}   n = {c['n']}")  # fmt: skip
+    told = f"CAM {c['scores']['gt_known']:4.1f} [{low:.1f}, {high:.1f}]"
+    print(f"{how['resize']} to {how['crop'] or 224}  {told}  full box {blank[0]:4.1f}  "
+          f"best centred {blank[1]:4.1f}  classes {c['scores']['top1_cls']:.1f}")  # fmt: skip
+print(f"GT-known of n = {c['n']} birds")
 
 # %%
 whole, tight = checkpoint[224], checkpoint[375]
@@ -946,16 +945,14 @@ published = [  # Shao et al. (2023), tables 1 to 4, and logs of their repository
     ("CUB, InceptionV3", "500 to 299", "KD-CI-CAM", 95.3, 78.6), ("ILSVRC, VGG16", "288 to 224", "KD-CI-CAM", 66.3, 60.5),
 ]  # fmt: skip
 for data_set, crop, title, gt_known, floor in published:
-    print(
-        f"{data_set:17} {crop:12} {title:17} GT-known {gt_known:4.1f}   floor {floor:4.1f}   above it {gt_known - floor:4.1f}"
-    )
+    print(f"{data_set:16} {crop:11} {title:16} {gt_known:4.1f}   floor {floor:4.1f}   above {gt_known - floor:4.1f}")
 
 # %%
 rows = {(d, c, t): (known, known - floor) for d, c, t, known, floor in published}
 same = [rows["CUB, VGG16", crop, "CI-CAM"] for crop in ("whole, logs", "344 to 224")]
 gain = rows["CUB, VGG16", "344 to 224", "KD-CI-CAM"][0] - rows["CUB, VGG16", "344 to 224", "CI-CAM"][0]
-print(f"CI-CAM, log to table {same[1][0] - same[0][0]:+.1f}, KD-CI-CAM over CI-CAM {gain:+.1f}; "
-      f"CI-CAM above its floor: whole {same[0][1]:.1f}, cropped {same[1][1]:.1f}")  # fmt: skip
+print(f"CI-CAM, log to table {same[1][0] - same[0][0]:+.1f}, KD-CI-CAM over CI-CAM {gain:+.1f}")
+print(f"CI-CAM above its floor: whole {same[0][1]:.1f}, cropped {same[1][1]:.1f}")
 assert same[1][0] - same[0][0] > 3 * gain > 0 and same[1][1] < same[0][1]
 
 # %% [markdown]
