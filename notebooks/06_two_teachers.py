@@ -116,7 +116,8 @@ observers = {name: Observer() for name in names}
 watching = {name: [observer] for name, observer in observers.items()}
 trained = engine.run(recipe, folder.name, progress=False, callbacks=watching)
 for name, observer in observers.items():
-    print(f"{name:24}" + "   ".join(f"{top1:3.0f} named, {known:4.1f} boxed" for top1, known in observer.path))
+    named, boxed = zip(*observer.path, strict=True)
+    print(f"{name:22}  named {np.round(named, 1)}  boxed {np.round(boxed, 1)}")
 
 # %%
 floors = trivial_floors(rule, [scenes.boxes(i) for i in range(len(scenes))], scenes.image_sizes)
@@ -173,7 +174,7 @@ paths = settings("two_teachers_settings") | settings("two_teachers_drawers")  # 
 for (teacher, knob), path in paths.items():
     told = [f"{scores.mean():5.1f} ± {grid.half_width(scores):4.1f}" for scores in path[:, -1].T]
     short_knob = knob.removeprefix("views ").replace("random_resized: ", "crops ")
-    print(f"{teacher:22} {short_knob:16}  named {told[0]}   boxed {told[1]}")
+    print(f"{teacher:22} {short_knob:16} named {told[0]}  boxed {told[1]}")
 
 # %% mystnb={"image": {"alt": "GT-known over Top-1 accuracy. The localization teachers lie above the classification teachers. Within each kind the settings with wilder crops lie higher and further to the left. Paths of the epochs lead from left to right: those of the drawers rise to the end, those of the namers rise at first and then fall steeply."}}
 figure, axis = plt.subplots(figsize=(7, 4.4))
@@ -229,14 +230,16 @@ plt.show()
 # Where does $\theta$ cut? $H$ has its minimum taken away, so it is zero at one place. Enlarged between its neighbours that zero is gone again, unless it lies in a corner. So at $\theta = 0$ the mask hides a corner, or *nothing*:
 
 # %% tags=["nbval-ignore-output"]
+thetas = (0.0, 0.08, 0.15, 0.25, 0.4)
+print(f"{'theta':33}  {'  '.join(f'{theta:.2f}' for theta in thetas)}")
 with torch.no_grad():
     for name in names[:2]:
         one, shares = trained.stages[name], []
         some = torch.stack([scenes[i]["image"] for i in range(100)])
         found = one.localize(some).maps  # [100,8,8]
-        for theta in (0.0, 0.08, 0.15, 0.25, 0.4):
+        for theta in thetas:
             shares.append(kd_ci_cam.foreground_mask(found, (64, 64), theta).mean().item())
-        print(f"{name:22} foreground at theta 0, .08, .15, .25, .4:  {np.round(shares, 2)}")
+        print(f"{name:22}  foreground {'  '.join(f'{share:.2f}' for share in shares)}")
         assert shares[0] > 0.95 and shares == sorted(shares, reverse=True)
 inner = torch.rand(1, 8, 8)
 inner[0, 3, 4] = 0
@@ -596,7 +599,7 @@ assert not any(torch.equal(mine, pool) for pool in theirs) and not any("teacher"
 # %% [markdown]
 # With $\alpha = 0.8$ the loss is
 #
-# $$L = (1 - \alpha)\, CE(\text{second look of all pictures}) + \alpha \big(L_{ld}(\text{pictures of the namer}) + L_{ad}(\text{pictures of the drawer})\big)$$
+# $$\begin{aligned} L = {} & (1 - \alpha)\, CE(\text{second look of all pictures}) \\ & + \alpha \big(L_{ld}(\text{pictures of the namer}) + L_{ad}(\text{pictures of the drawer})\big) \end{aligned}$$
 #
 # ($L_{ld}$ is the distillation of logits, $L_{ad}$ that of maps, $a$ for attention). Each distillation is a mean over *its own* pictures. One step by hand:
 
