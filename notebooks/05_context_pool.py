@@ -785,23 +785,13 @@ kinds = {"CAM": "scenes/cam", "NL-CCAM": "scenes/nl-ccam", "CI-CAM": "scenes/ci-
 biases, places = ("0", "0.5", "1"), ("own", "shuffled", "swapped")
 bias_key = "data.options.context_bias"
 
-
-def read(name, setting):
-    """Score -> array over the seeds, for the cells of a results file with this very setting; of the floor too."""
-    cells = [c for c in grid.read(name)["cells"].values() if c["setting"] == setting]
-    cells.sort(key=lambda c: c["seed"])
-    found = {k: np.array([c["scores"][k] for c in cells]) for k in ("top1_cls", "gt_known", "pxap")}
-    floors = {f"floor {k}": [c["floors"]["centred Gaussian"][k] for c in cells] for k in ("gt_known", "pxap")}
-    return found | {k: np.array(values) for k, values in floors.items()}
-
-
 # %%
 claim = {}
 for title, recipe in kinds.items():
     for bias in biases:
         for habitats in places:
             setting = {"recipe": recipe, bias_key: bias, "evaluate.options.habitats": habitats}
-            claim[title, bias, habitats] = read("context_pool_scenes", setting)
+            claim[title, bias, habitats] = grid.over_seeds("context_pool_scenes", setting)
 
 
 def told(values):
@@ -817,14 +807,14 @@ for score in ("top1_cls", "gt_known", "pxap"):
             cells = "   ".join(told(claim[title, bias, habitats][score]) for habitats in places)
             print(f"{'':9} {title:10}{bias:>8}      {cells}")
     if score != "top1_cls":
-        blank = [claim["CAM", "0", habitats][f"floor {score}"].mean() for habitats in places]
+        blank = [claim["CAM", "0", habitats][f"centred Gaussian {score}"].mean() for habitats in places]
         print(f"{'':9} {'floor':24}" + "".join(f"{value:5.1f}{'':9}" for value in blank))
 
 # %% mystnb={"image": {"alt": "GT-known of CAM, NL-CCAM, CI-CAM and the floor over the context bias in training, in three panels: tested in own, shuffled and swapped habitats; values as printed above."}}
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True)
 for axis, habitats in zip(axes, places, strict=True):
     series = {title: [claim[title, bias, habitats]["gt_known"] for bias in biases] for title in kinds}
-    series["floor"] = [claim["CAM", bias, habitats]["floor gt_known"] for bias in biases]
+    series["floor"] = [claim["CAM", bias, habitats]["centred Gaussian gt_known"] for bias in biases]
     for (title, rows), marker in zip(series.items(), "os^x", strict=True):
         spread = [grid.half_width(row) for row in rows]
         axis.errorbar(biases, [row.mean() for row in rows], spread, marker=marker, capsize=4, label=title)
@@ -906,7 +896,7 @@ parts = {(title, bias): claim[title, bias, "own"] for title in kinds for bias in
 for title, (method, argument, value) in changes.items():
     for bias in ("0", "1"):
         setting = {"recipe": f"scenes/{method}", bias_key: bias, f"stages.{method}.args.{argument}": value}
-        if len((found := read("context_pool_parts", setting))["pxap"]):
+        if found := grid.over_seeds("context_pool_parts", setting):
             parts[title, bias] = found
 
 # %%
@@ -965,9 +955,9 @@ rows = {
     "CI-CAM, empty pool": {**bare, "stages.ci-cam.args.rate": "0"},
     "CI-CAM": bare,
 }
-nine = {title: [read("context_pool_overlap", {**row, "evaluate.options.habitats": h}) for h in places]
+nine = {title: [grid.over_seeds("context_pool_overlap", {**row, "evaluate.options.habitats": h}) for h in places]
         for title, row in rows.items()}  # fmt: skip
-one = {title: read("context_pool_parts", {**row, bias_key: "1"}) for title, row in rows.items() if title != "CAM"}
+one = {title: grid.over_seeds("context_pool_parts", {**row, bias_key: "1"}) for title, row in rows.items()}
 one["CAM"] = claim["CAM", "1", "own"]
 
 # %%

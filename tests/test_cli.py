@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -241,6 +242,20 @@ def test_a_score_table_begins_with_the_floors_and_gives_intervals_to_what_was_me
     assert cam.split() == ["CAM", "30.00", "20.00", "40.00", "[35.0,", "45.0]", "5.00"]
     assert mask.split()[3] == "60.00"
     assert list(grid.with_floors({"CAM": cell})) == ["full box", "CAM"]
+
+
+def test_scores_of_one_setting_come_seed_by_seed_with_their_floors(monkeypatch):
+    def cell(seed, setting, gt_known):
+        scores = {"gt_known": gt_known, "top1_cls": None}
+        return {"seed": seed, "setting": setting, "scores": scores, "floors": {"full box": {"gt_known": 1.0 + seed}}}
+
+    cells = [cell(1, {"a": "x"}, 20.0), cell(0, {"a": "x"}, 10.0), cell(0, {"a": "x", "b": "y"}, 90.0)]
+    monkeypatch.setattr(grid, "read", lambda name: {"cells": dict(enumerate(cells))})
+    found = grid.over_seeds("any", {"a": "x"})
+    assert found["gt_known"].tolist() == [10.0, 20.0]
+    assert found["full box gt_known"].tolist() == [1.0, 2.0]
+    assert np.isnan(found["top1_cls"]).all()
+    assert grid.over_seeds("any", {"a": "z"}) == {}
 
 
 def test_compare_skips_finished_cells_and_sums_up(tmp_path, monkeypatch):

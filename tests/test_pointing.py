@@ -8,7 +8,7 @@ from wsol_lib import engine, maps
 
 def test_a_run_points_where_its_maps_are_highest(tmp_path):
     recipe = engine.load_recipe("smoke", ["stages.cam.epochs=1", "data.options.n=32", "evaluate.options.n=24"])
-    found = point(recipe, str(tmp_path))
+    found = point(recipe, tmp_path)
     scenes, _ = engine.evaluation_data(recipe)
     localizer = engine.run(recipe, tmp_path, progress=False).localizer
     hits, middle = 0, 0

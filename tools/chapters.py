@@ -27,10 +27,15 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 PAIRING = {"formats": "ipynb,py:percent", "cell_metadata_filter": "tags,mystnb,-all"}
 
 
+def newer_half(script: Path) -> Path:
+    """The script, or the notebook beside it where that was changed later."""
+    stored = script.with_suffix(".ipynb")
+    return stored if stored.exists() and stored.stat().st_mtime > script.stat().st_mtime else script
+
+
 def read(script: Path) -> NotebookNode:
     """The chapter with the code of its newer half, the standard first cell and the standard header."""
-    stored = script.with_suffix(".ipynb")
-    newer = stored if stored.exists() and stored.stat().st_mtime > script.stat().st_mtime else script
+    newer = newer_half(script)
     notebook = jupytext.read(newer)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if not code or "from wsol_lib import setup" not in code[0].source:
@@ -91,7 +96,7 @@ def main(only: list[str]) -> None:
         raise SystemExit(f"chapters: no chapter's name starts with {' or '.join(only)}")
     for script in scripts:
         start = time.monotonic()
-        print(f"chapters: {script.stem} ...", flush=True)
+        print(f"chapters: {script.stem}, code of {newer_half(script).name} ...", flush=True)
         notebook = read(script)
         try:
             execute(notebook)

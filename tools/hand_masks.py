@@ -24,6 +24,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from wsol_lib import engine, grid  # noqa: E402
+from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
 from wsol_lib.data.dataset import WsolDataset  # noqa: E402
 from wsol_lib.data.scenes import Scenes  # noqa: E402
 from wsol_lib.methods.weight_map import invariance_loss  # noqa: E402
@@ -77,7 +78,7 @@ def judge_all(f: Any, dataset: WsolDataset, n: int) -> dict[str, dict[str, float
     return {name: {"invariance": d, "area": area, "kept": 100 * kept} for name, (d, area, kept) in means.items()}
 
 
-def by_hand(recipe: Recipe, n: int, out: str) -> dict[str, Any]:
+def by_hand(recipe: Recipe, n: int, out: Path) -> dict[str, Any]:
     """Train the classifier of a recipe of one stage, and judge the masks on n of its test pictures."""
     result = engine.run(recipe, out)
     dataset, _ = engine.evaluation_data(recipe)
@@ -85,16 +86,16 @@ def by_hand(recipe: Recipe, n: int, out: str) -> dict[str, Any]:
 
 
 def main(
-    recipes: Annotated[list[str], typer.Argument(help="Names or files of recipes that begin with a classifier.")],
-    to: Annotated[Path, typer.Option(help="The JSON file to write.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the recipe.")] = None,
-    vary: Annotated[list[str] | None, typer.Option(help="KEY=A,B,C: a setting for each value.")] = None,
+    recipes: Recipes,
+    to: To,
+    seeds: Seeds = "0",
+    overrides: Set = None,
+    vary: Vary = None,
     n: Annotated[int, typer.Option(help="How many test pictures, evenly spread.")] = 300,
-    out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+    out: Out = Path("runs"),
 ) -> None:
     """Train the classifiers that are not trained yet, and judge the masks. Cells that the file holds are kept."""
-    cells = grid.asked(recipes, set_ or (), vary or (), seeds)
+    cells = grid.asked(recipes, overrides or (), vary or (), seeds)
     first = [(setting, recipe.model_copy(update={"stages": recipe.stages[:1]})) for setting, recipe in cells]
     grid.collect(first, to, lambda recipe: by_hand(recipe, n, out))
 

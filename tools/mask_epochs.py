@@ -17,6 +17,7 @@ from wsol_lib import tune_process
 tune_process()
 
 from wsol_lib import engine, grid  # noqa: E402
+from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
 from wsol_lib.recipe import Recipe  # noqa: E402
 from wsol_lib.training import History  # noqa: E402
 from wsol_lib.types import Localizer  # noqa: E402
@@ -33,10 +34,11 @@ class Observer(engine.Callback):
         """Measure the method as it is now."""
         judge = engine.evaluate(localizer, self.dataset, self.protocol, limit=self.limit, progress=False)
         scores = judge.compute()
-        history.epochs[-1] |= {"gt_known": scores.gt_known, "pxap": scores.pxap, "n": scores.n}
+        names = ("gt_known", "pxap", "top1_cls", "n")
+        history.epochs[-1] |= {name: getattr(scores, name) for name in names}
 
 
-def observe(recipe: Recipe, limit: int, out: str) -> dict[str, Any]:
+def observe(recipe: Recipe, limit: int, out: Path) -> dict[str, Any]:
     """Run a recipe; its results, and its epochs as measured."""
     last = recipe.stages[-1].name
     result = engine.run(recipe, out, callbacks={last: [Observer(recipe, limit)]})
@@ -48,16 +50,18 @@ def observe(recipe: Recipe, limit: int, out: str) -> dict[str, Any]:
 
 
 def main(
-    recipes: Annotated[list[str], typer.Argument(help="Names or files of recipes.")],
-    to: Annotated[Path, typer.Option(help="The JSON file to write.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the recipe.")] = None,
-    vary: Annotated[list[str] | None, typer.Option(help="KEY=A,B,C: a setting for each value.")] = None,
+    recipes: Recipes,
+    to: To,
+    seeds: Seeds = "0",
+    overrides: Set = None,
+    vary: Vary = None,
     limit: Annotated[int, typer.Option(help="How many pictures to measure an epoch on, evenly spread.")] = 500,
-    out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+    out: Out = Path("runs"),
 ) -> None:
     """Run recipes with several seeds and note every epoch. Cells that the file holds are kept as they are."""
-    grid.collect(grid.asked(recipes, set_ or (), vary or (), seeds), to, lambda recipe: observe(recipe, limit, out))
+    grid.collect(
+        grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: observe(recipe, limit, out)
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Runs that are finished in --out are not trained again.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -20,12 +20,13 @@ tune_process()
 import torch  # noqa: E402
 
 from wsol_lib import engine, grid, maps  # noqa: E402
+from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
 from wsol_lib.data.scenes import Scenes  # noqa: E402
 from wsol_lib.metrics import pointing_game  # noqa: E402
 from wsol_lib.recipe import Recipe  # noqa: E402
 
 
-def point(recipe: Recipe, out: str) -> dict[str, Any]:
+def point(recipe: Recipe, out: Path) -> dict[str, Any]:
     """What a run of a recipe points at, and its floor, the middle of the picture."""
     result = engine.run(recipe, out, progress=False)
     dataset, _ = engine.evaluation_data(recipe)
@@ -45,15 +46,15 @@ def point(recipe: Recipe, out: str) -> dict[str, Any]:
 
 
 def main(
-    recipes: Annotated[list[str], typer.Argument(help="Names or files of recipes on scenes.")],
-    to: Annotated[Path, typer.Option(help="The JSON file to write.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the recipe.")] = None,
-    vary: Annotated[list[str] | None, typer.Option(help="KEY=A,B,C: a setting for each value.")] = None,
-    out: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+    recipes: Recipes,
+    to: To,
+    seeds: Seeds = "0",
+    overrides: Set = None,
+    vary: Vary = None,
+    out: Out = Path("runs"),
 ) -> None:
     """Train what is not trained yet, and point. Cells that the file holds are kept as they are."""
-    grid.collect(grid.asked(recipes, set_ or (), vary or (), seeds), to, lambda recipe: point(recipe, out))
+    grid.collect(grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: point(recipe, out))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ app.add_typer(recipes_app, name="recipes")
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; finished stages in it are not run again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a key: stages.0.epochs=2. Repeatable.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default CUDA where there is one.")]
+Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")]
+To = Annotated[Path, typer.Option("--to", help="The JSON file of all results; cells that it holds are kept.")]
+Vary = Annotated[list[str] | None, typer.Option("--vary", help="An axis: data.options.part_size=2,4. Repeatable.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 UNLIKELY = 0.01  # below this probability of a class `predict` warns of its box
 AT_TAU = ("gt_known", "top1_loc", "top5_loc")  # measured at the threshold of the protocol's policy
@@ -159,10 +163,10 @@ def predict(
 
 @app.command()
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")],
-    file: Annotated[Path, typer.Option("--to", help="The JSON file of all results.")],
-    vary: Annotated[list[str] | None, typer.Option(help="An axis: data.options.part_size=2,4. Repeatable.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2,3,4",
+    recipes: Recipes,
+    file: To,
+    vary: Vary = None,
+    seeds: Seeds = "0,1,2,3,4",
     overrides: Set = None,
     out: Out = Path("runs"),
     device: Device = None,

@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student
 from tqdm.auto import tqdm
 
@@ -195,3 +197,18 @@ def read(name: str) -> dict[str, Any]:
             f"there are no results {name!r}{nearest(name, [path.stem for path in folder.glob('*.json')])}"
         )
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def over_seeds(name: str, setting: Mapping[str, str]) -> dict[str, NDArray[np.float64]]:
+    """Score -> Float[seeds] in per cent, over the cells of the comparison `name` with this very setting, by seed.
+
+    Those of the trivial floors on the same pictures stand beside them, such as "centred Gaussian gt_known"; NaN where a
+    score is unknown. Empty where there is no such cell.
+    """
+    alike = [cell for cell in read(name)["cells"].values() if cell["setting"] == setting]
+    rows = [
+        cell["scores"]
+        | {f"{floor} {score}": value for floor, found in cell["floors"].items() for score, value in found.items()}
+        for cell in sorted(alike, key=lambda cell: cell["seed"])
+    ]
+    return {score: np.array([row[score] for row in rows], float) for score in (rows[0] if rows else ())}
