@@ -14,7 +14,20 @@ from torch.utils.data import DataLoader
 
 from wsol_lib.data import collate
 from wsol_lib.data.dataset import WsolDataset
-from wsol_lib.data.views import Augmented, Choices, PseudoSupervision, Stream, Triplets, generator, random_part
+from wsol_lib.data.views import (
+    Augmented,
+    Choices,
+    DisturbedBoxes,
+    PseudoBoxes,
+    PseudoSupervision,
+    Stream,
+    Triplets,
+    generator,
+    largest,
+    random_part,
+)
+from wsol_lib.engine import View, _wrapped
+from wsol_lib.pseudo import boxes_from_maps
 from wsol_lib.types import SupervisionError
 
 
@@ -116,7 +129,7 @@ def test_streams_and_keys_are_independent():
         for b in range(3)
         for c in range(3)
     }
-    assert len(draws) == 81
+    assert len(draws) == 27 * len(Stream)
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
@@ -252,6 +265,86 @@ def test_pseudo_supervision_must_fit():
     for wrong in ({}, {"boxes": [torch.zeros(1, 4)]}, {"maps": torch.rand(13, 2, 2)}):
         with pytest.raises(ValueError, match=r"one for each of the 12 pictures"):
             PseudoSupervision(Ramp(12), **wrong)
+
+
+def maps_of(n: int) -> torch.Tensor:
+    """Maps with a square in them, but for the second one, which is constant."""
+    maps = torch.zeros(n, 8, 8)
+    maps[:, 2:6, 2:6] = 1.0
+    maps[1] = 1.0
+    return maps
+
+
+@pytest.mark.parametrize("threshold", ["otsu", 0.4, "zero"])
+def test_pseudo_boxes_are_those_of_the_maps_in_the_frame(threshold):
+    data, maps = Ramp(4), maps_of(4)
+    found, expected = PseudoBoxes(data, maps, threshold=threshold), boxes_from_maps(maps, data.image_sizes, threshold)
+    assert all(torch.equal(found[i]["pseudo_boxes"], expected[i]) for i in range(4))
+    assert found[1]["pseudo_boxes"].shape == (0, 4)
+    moved = collate([Augmented(PseudoBoxes(data, maps, threshold=threshold), resize=40, crop=40)[i] for i in range(4)])
+    assert [len(boxes) for boxes in moved["pseudo_boxes"]] == [1, 0, 1, 1]
+    x0, y0, x1, y1 = moved["pseudo_boxes"][0][0].tolist()
+    assert (x0 + x1) / 2 == pytest.approx(20, abs=0.5) and (y0 + y1) / 2 == pytest.approx(20, abs=0.5)
+
+
+def test_pseudo_boxes_need_a_map_for_each_picture():
+    with pytest.raises(ValueError, match=r"a map for each of the 12 pictures, not 3"):
+        PseudoBoxes(Ramp(12), maps_of(3))
+    with pytest.raises(ValueError, match=r"a threshold is"):
+        PseudoBoxes(Ramp(12), maps_of(12), threshold="best")
+
+
+def oracle(n: int = 12) -> Ramp:
+    data = Ramp(n)
+    data.supervision = "oracle"
+    return data
+
+
+def test_disturbed_boxes_need_an_oracle():
+    with pytest.raises(SupervisionError):
+        DisturbedBoxes(Ramp(3), noise=0.0)
+    with pytest.raises(ValueError, match="a share of boxes"):
+        DisturbedBoxes(oracle(3), noise=2)
+
+
+def test_disturbed_boxes_without_noise_are_the_true_ones():
+    view = DisturbedBoxes(oracle(), noise=0.0)
+    assert all(view[i]["pseudo_boxes"].tolist() == [[20, 15, 60, 45]] for i in range(12))
+
+
+def test_disturbed_boxes_stay_wrong_and_move_with_the_picture():
+    """Drawn once for each picture: no epoch changes them, another seed does; a share is wrong, at the same size."""
+    view = DisturbedBoxes(oracle(200), noise=0.4, seed=3)
+    first = [view[i]["pseudo_boxes"][0].tolist() for i in range(200)]
+    view.set_epoch(5)
+    assert [view[i]["pseudo_boxes"][0].tolist() for i in range(200)] == first
+    wrong = [box != [20, 15, 60, 45] for box in first]
+    assert sum(wrong) / 200 == pytest.approx(0.4, abs=0.1)
+    assert all(box[2] - box[0] == pytest.approx(40) and box[3] - box[1] == pytest.approx(30) for box in first)
+    other = DisturbedBoxes(oracle(200), noise=0.4, seed=4)
+    assert [other[i]["pseudo_boxes"][0].tolist() for i in range(200)] != first
+    framed = Augmented(view, resize=80, crop=80)
+    for i in (0, 1, 2):
+        frame = framed.frame(i)
+        torch.testing.assert_close(
+            framed[i]["pseudo_boxes"], frame.boxes(torch.tensor([first[i]]), (80, 60)).clamp(0, 80), atol=1e-3, rtol=0
+        )
+
+
+def test_the_largest_of_several_boxes_is_taken():
+    boxes = torch.tensor([[0.0, 0, 30, 2], [5, 5, 15, 15], [0, 0, 10, 10]])
+    assert largest(boxes).tolist() == [5, 5, 15, 15]
+    data = oracle(1)
+    data._boxes = lambda i: boxes
+    assert DisturbedBoxes(data, noise=0.0)[0]["pseudo_boxes"].tolist() == [[5, 5, 15, 15]]
+
+
+def test_recipes_name_the_views_of_pseudo_boxes():
+    from_maps = View(name="PseudoBoxes", args={"threshold": 0.7}, needs={"maps": "ddt.maps"})
+    found = _wrapped(from_maps, Ramp(4), {"maps": maps_of(4)}, 0, "here")
+    assert isinstance(found, PseudoBoxes) and len(found.pseudo_boxes[0]) == 1
+    noisy = _wrapped(View(name="DisturbedBoxes", args={"noise": 1.0}), oracle(4), {}, 7, "here")
+    assert noisy.pseudo_boxes[0].tolist() == DisturbedBoxes(oracle(4), noise=1.0, seed=7).pseudo_boxes[0].tolist()
 
 
 def test_choices_are_uniform_and_choose_the_augmentation():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.data.geometry import Frame
+from wsol_lib.pseudo import Threshold, boxes_from_maps, disturb
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a random window, log-uniform
 ATTEMPTS = 10  # windows drawn before the whole picture is taken
@@ -26,7 +27,7 @@ ATTEMPTS = 10  # windows drawn before the whole picture is taken
 class Stream(IntEnum):
     """Keeps the draws of different views apart where they share a seed."""
 
-    AUGMENT, PARTNER, CHOICE = range(3)
+    AUGMENT, PARTNER, CHOICE, NOISE = range(4)
 
 
 def generator(stream: Stream, *key: int) -> np.random.Generator:
@@ -234,6 +235,54 @@ class PseudoSupervision(Wrapped):
         if self.pseudo_maps is not None:
             item["pseudo_maps"] = frame.map(self.pseudo_maps[i])
         return item
+
+
+class PseudoBoxes(PseudoSupervision):
+    """Adds `pseudo_boxes`: one drawn from the map that an earlier stage made of each picture, or none.
+
+    Args:
+        maps: N maps Float[h,w] of the whole pictures, at any size.
+        threshold: of `pseudo.boxes_from_maps`.
+
+    Raises:
+        ValueError: there is not one map for each picture, or no such threshold.
+    """
+
+    def __init__(self, dataset: WsolDataset, maps: Tensor, *, threshold: Threshold = "otsu") -> None:
+        if len(maps) != len(dataset):
+            raise ValueError(f"pseudo boxes need a map for each of the {len(dataset)} pictures, not {len(maps)}")
+        super().__init__(dataset, boxes=boxes_from_maps(maps, dataset.image_sizes, threshold))
+
+
+class DisturbedBoxes(PseudoSupervision):
+    """Adds `pseudo_boxes` with a known share of wrong ones, for experiments on noise; they start from **true** boxes.
+
+    Each picture has one: that of its largest object, with its published corners, or with probability `noise` a box of
+    the same size at a random place (`pseudo.disturb`). It is drawn once for each picture, and is the same in every
+    epoch.
+
+    Args:
+        dataset: loaded with `supervision="oracle"`.
+        noise: share of boxes to put elsewhere, in [0,1]. The boxes that are wrong at a low share are wrong at a higher.
+        seed: of the draws.
+
+    Raises:
+        SupervisionError: the data set shows no boxes.
+        ValueError: noise is outside [0,1].
+    """
+
+    def __init__(self, dataset: WsolDataset, *, noise: float, seed: int = 0) -> None:
+        boxes = [
+            disturb(largest(dataset.boxes(i)), dataset.image_size(i), noise, generator(Stream.NOISE, seed, i))[None]
+            for i in range(len(dataset))
+        ]
+        super().__init__(dataset, boxes=boxes)
+
+
+def largest(boxes: Tensor) -> Tensor:
+    """The box Float[4] of the largest area among Float[N,4]; the first of equal ones."""
+    areas: Tensor = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return boxes[areas.argmax()]
 
 
 class Choices(Wrapped):

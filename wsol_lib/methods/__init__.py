@@ -16,6 +16,10 @@ METHODS: dict[str, str] = {
     "classification-teacher": "wsol_lib.methods.kd_ci_cam:ClassificationTeacher",
     "localization-teacher": "wsol_lib.methods.kd_ci_cam:LocalizationTeacher",
     "kd-ci-cam": "wsol_lib.methods.kd_ci_cam:KDCICAM",
+    "ddt": "wsol_lib.methods.ddt:DDT",
+    "c2am": "wsol_lib.methods.c2am:C2AM",
+    "scr": "wsol_lib.methods.wend:SCR",
+    "wend": "wsol_lib.methods.wend:WEND",
 }
 
 
