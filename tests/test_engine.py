@@ -644,6 +644,16 @@ def test_evaluate_gives_labels_only_to_methods_that_use_them():
     assert evaluate(Nosy(Teacher()), Squares(6, "test"), PROTOCOL).compute().n == 6
 
 
+@pytest.mark.parametrize(("classes", "known"), [(3, True), (2, False), (5, False)])
+def test_names_are_unknown_where_the_method_learned_another_number_of_classes(classes, known):
+    class Agnostic(Teacher):
+        uses_labels = False
+
+    scores = evaluate(Agnostic(classes=classes), Squares(9, "test"), PROTOCOL).compute()
+    assert (not np.isnan(scores.top1_cls)) == known and (not np.isnan(scores.top1_loc)) == known
+    assert not np.isnan(scores.gt_known)
+
+
 def test_evaluate_limit_spreads_over_the_data_and_keeps_the_mode():
     teacher = Teacher().train()
     assert evaluate(teacher, Squares(30, "test"), PROTOCOL, limit=7).compute().n == 7

@@ -191,8 +191,9 @@ def evaluate(
     """Localize every picture of a data set and measure the maps or boxes; every picture counts once on any number of
     processes, and every rank gets the same Evaluator.
 
-    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits. Where
-    the data set gives masks, the maps get pixel scores too.
+    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits, and are
+    unknown where it tells another number of classes apart than the data set has. Where the data set gives masks, the
+    maps get pixel scores too.
 
     Args:
         dataset: of a split that shows boxes; loaded with `view=protocol`, or without a view, which is then set.
@@ -206,8 +207,10 @@ def evaluate(
     evaluator = Evaluator(protocol)
     for batch, found in localized(localizer, dataset, batch_size, workers, progress):
         sizes = torch.tensor([dataset.image_size(i) for i in batch["index"].tolist()])
+        alike = found.logits is None or found.logits.shape[1] == len(dataset.classes)
         evaluator.update(
-            found, batch["boxes"], labels=batch["label"], index=batch["index"], image_sizes=sizes,
+            replace(found, logits=found.logits if alike else None), batch["boxes"],
+            labels=batch["label"], index=batch["index"], image_sizes=sizes,
             masks=batch.get("masks"), ignore=batch.get("ignore"),
         )  # fmt: skip
     first, *others = distributed.gather_objects(evaluator)
