@@ -250,7 +250,9 @@ class DeformableDETR(nn.Module):
         try:
             hf: Any = import_module("transformers")
         except ImportError as error:
-            raise RecipeError("Deformable DETR needs the package transformers: pip install wsol-lib[detr]") from error
+            raise RecipeError(
+                "Deformable DETR needs Python 3.11 or later and the package transformers: pip install wsol-lib[detr]"
+            ) from error
         stages = [f"stage{i + 1}" for i in range(len(channels))]
         trunk = hf.ResNetConfig(hidden_sizes=list(channels), depths=[1] * len(channels), out_features=stages)
         config = hf.DeformableDetrConfig(
