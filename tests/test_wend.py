@@ -315,12 +315,42 @@ def test_two_objects_are_two_boxes_for_a_detector_and_one_between_for_scr():
         "image": torch.stack([pictures[i]["image"] for i in range(8)]),
         "pseudo_boxes": [pictures.boxes(i).float() for i in range(8)],
     }
-    found = train(wend(), batch, 80, 2e-3).localize(batch["image"])
-    recalled = [
-        (iou(truth, b).amax(1) > 0.5).float() for b, truth in zip(found.boxes, batch["pseudo_boxes"], strict=True)
-    ]
-    assert torch.cat(recalled).mean() > 0.9
-    assert all(len(b) == 1 for b in scr().eval().localize(batch["image"]).boxes)
+
+    def recall(method):
+        boxes = train(method, batch, 80, 2e-3).localize(batch["image"]).boxes
+        hits = [
+            (iou(truth, b[:5]).amax(1) > 0.5).float() for b, truth in zip(boxes, batch["pseudo_boxes"], strict=True)
+        ]
+        return torch.cat(hits).mean().item()
+
+    assert recall(wend()) > 0.9
+
+
+@pytest.mark.slow
+def test_a_regressor_that_is_told_now_one_and_now_the_other_box_answers_with_their_mean(batch):
+    boxes = torch.tensor([[4.0, 20, 24, 44], [36.0, 20, 56, 44]])
+    told = [{**batch, "pseudo_boxes": [one[None]] * 8} for one in boxes]
+    model = scr()
+    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
+    for step in range(80):
+        optimizer.zero_grad()
+        total(model.losses(told[step % 2])).backward()
+        optimizer.step()
+    found = torch.cat(model.localize(batch["image"]).boxes)
+    assert (iou(found, boxes.mean(0, keepdim=True)) > 0.6).all()
+    assert (iou(found, boxes) < 0.5).all()
+
+
+def test_of_two_boxes_on_one_object_the_less_sure_is_dropped():
+    for name, most in {"fcos": 0.6, "faster-rcnn": 0.5}.items():
+        for boxes in wend(name).localize(torch.rand(2, 3, 64, 64)).boxes:
+            assert len(boxes) > 1 and iou(boxes, boxes).fill_diagonal_(0).max() <= most + 1e-6
+
+
+def test_anchors_are_measured_in_strides():
+    model = wend("faster-rcnn", options={"width": 64, "sizes": (2, 6), "ratios": (1.0,)})
+    anchors = model.detector.first.anchor_generator
+    assert torch.cat(anchors.cell_anchors).tolist() == [[-8, -8, 8, 8], [-24, -24, 24, 24]]  # 2 and 6 strides of 8
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -364,12 +394,12 @@ def test_boxes_of_zero_area_change_nothing(batch, name):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_boxes_are_few_inside_the_picture_and_best_first(batch, name):
-    model = wend(name, max_boxes=3).train()
+def test_boxes_lie_inside_the_picture_best_first(batch, name):
+    model = wend(name).train()
     found = model.localize(batch["image"])
     assert model.training and model.detector.training
     for boxes, scores in zip(found.boxes, found.scores, strict=True):
-        assert 1 <= len(boxes) == len(scores) <= 3
+        assert 1 <= len(boxes) == len(scores)
         assert (boxes >= 0).all() and (boxes <= 64).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
         assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     assert found.logits is None

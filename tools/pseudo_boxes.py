@@ -3,8 +3,11 @@
     python -m tools.pseudo_boxes cub/c2am-lite0 --beside cub/ddt-lite0 --to results/entropy_pseudo_cub.json
 
 For each threshold the share of boxes, of the training and of the test pictures, that hit an object at IoU .5 (CorLoc).
-These are looked up with true boxes, to report them; nothing is trained on them. `--beside` names a recipe with maps of
-its own: how much the boxes of the training pictures agree with its boxes, for which no true box is needed.
+These are looked up with true boxes, to report them; nothing is trained on them. Published corners are taken as they
+are: where their ends are inclusive (Tiny-ImageNet), a box drawn exactly scores a little below 1.
+
+`--beside` names a recipe with maps of its own: how much the boxes of the training pictures agree with its boxes, for
+which no true box is needed.
 """
 
 from __future__ import annotations

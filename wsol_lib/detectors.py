@@ -3,7 +3,7 @@
 What is ours: they stand on maps that are already there, take pictures at the size they come in, and hand out the
 foreground probability p of every sample that their classifier judges. Each has the two functions
 
-    losses(maps, images, boxes) -> (named losses, p)
+    losses(maps, images, boxes) -> (named losses, p), in training mode
     detect(maps, images) -> for each picture its boxes Float[N,4], best first, and their scores Float[N]
 
 with `maps` Float[B,C,h,w], fine ones first, `images` Float[B,3,H,W] (of which only the size is used), and `boxes` for
@@ -84,7 +84,8 @@ class FCOS(nn.Module):
     Args:
         channels, strides: of the maps, fine ones first; all have the same channels, a multiple of 32.
         towers: convolutions of each branch before its last one.
-        radius: a place is positive within so many strides of an object's centre.
+        radius: a place is positive within so many strides of an object's centre, if it lies inside the object. A box
+            smaller than a stride may hold no place, and then teaches nothing but background.
         nms: of two boxes that overlap more, the less sure is dropped.
 
     Raises:
@@ -132,7 +133,8 @@ class FasterRCNN(nn.Module):
     """A first stage proposes regions, a second one tells objects from background and mends the boxes.
 
     p is that of the second stage; the entropy leaves the first one alone. Thresholds of IoU are the usual ones (.7 and
-    .3 for proposals, .5 for regions). The paper names neither anchors nor numbers of regions: those here are ours.
+    .3 for proposals, .5 for regions). The paper names neither anchors nor numbers of regions: those here are ours. Of
+    several maps a region is read in the one that torchvision chooses: up to 448 pixels, in those of stride 16 or less.
 
     Args:
         channels, strides: of the maps, fine ones first; all have the same channels.
@@ -231,7 +233,7 @@ class DeformableDETR(nn.Module):
         width: of the transformer.
 
     Raises:
-        RecipeError: `transformers` is not installed.
+        RecipeError: `transformers` is not installed, or more maps are given than are read.
     """
 
     slow = ("sampling_offsets", "reference_points")
@@ -253,6 +255,10 @@ class DeformableDETR(nn.Module):
             raise RecipeError(
                 "Deformable DETR needs Python 3.11 or later and the package transformers: pip install wsol-lib[detr]"
             ) from error
+        if len(channels) > levels:
+            raise RecipeError(
+                f"Deformable DETR is given {len(channels)} maps and reads {levels}: raise the option levels"
+            )
         stages = [f"stage{i + 1}" for i in range(len(channels))]
         trunk = hf.ResNetConfig(hidden_sizes=list(channels), depths=[1] * len(channels), out_features=stages)
         config = hf.DeformableDetrConfig(

@@ -144,7 +144,7 @@ def run(
             localizer, history = _run_stage(recipe, stage, data, result.stages, folder, place, fresh, kept, progress)
             result.stages[stage.name], result.histories[stage.name] = localizer.eval(), history
         if recipe.evaluate is not None:
-            _measure(result, progress)
+            _measure(result, data, progress)
     return result
 
 
@@ -187,17 +187,18 @@ def evaluate(
     workers: int = 0,
     progress: bool = True,
     limit: int | None = None,
+    names: bool = True,
 ) -> Evaluator:
     """Localize every picture of a data set and measure the maps or boxes; every picture counts once on any number of
     processes, and every rank gets the same Evaluator.
 
-    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits, and are
-    unknown where it tells another number of classes apart than the data set has. Where the data set gives masks, the
-    maps get pixel scores too.
+    A method that uses labels draws the map of the true class (GT-known); Top-1 and Top-5 come from its logits. Where
+    the data set gives masks, the maps get pixel scores too.
 
     Args:
         dataset: of a split that shows boxes; loaded with `view=protocol`, or without a view, which is then set.
         limit: measure only so many pictures, evenly spread over the data set.
+        names: False where the method learned other classes than the data set has: then Top-1 and Top-5 are unknown.
 
     Raises:
         SupervisionError: it is a training split.
@@ -207,10 +208,8 @@ def evaluate(
     evaluator = Evaluator(protocol)
     for batch, found in localized(localizer, dataset, batch_size, workers, progress):
         sizes = torch.tensor([dataset.image_size(i) for i in batch["index"].tolist()])
-        alike = found.logits is None or found.logits.shape[1] == len(dataset.classes)
         evaluator.update(
-            replace(found, logits=found.logits if alike else None), batch["boxes"],
-            labels=batch["label"], index=batch["index"], image_sizes=sizes,
+            found, batch["boxes"], labels=batch["label"] if names else None, index=batch["index"], image_sizes=sizes,
             masks=batch.get("masks"), ignore=batch.get("ignore"),
         )  # fmt: skip
     first, *others = distributed.gather_objects(evaluator)
@@ -386,7 +385,7 @@ def to_original(boxes: Tensor, frame: Frame, image_size: tuple[int, int]) -> Ten
     return (boxes + boxes.new_tensor([left, top, left, top])) * scale
 
 
-def _measure(result: Run, progress: bool) -> None:
+def _measure(result: Run, learned: WsolDataset, progress: bool) -> None:
     """Measure the last stage, and write what was found with all that it depends on."""
     recipe, how = result.recipe, result.recipe.evaluate
     assert how is not None
@@ -396,6 +395,7 @@ def _measure(result: Run, progress: bool) -> None:
     result.evaluator = evaluate(
         result.localizer, dataset, protocol,
         batch_size=how.batch_size, workers=workers, progress=progress, limit=how.limit,
+        names=dataset.classes == learned.classes,
     )  # fmt: skip
     result.results = results_of(result, _through(dataset, protocol, how.limit), protocol, time.perf_counter() - start)
     if distributed.rank() == 0:
@@ -446,6 +446,7 @@ def results_of(result: Run, dataset: WsolDataset, protocol: Protocol, seconds: f
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "protocol": asdict(protocol),
+        "supervision": recipe.data.options.get("supervision", "image"),
         "data": f"{dataset.name} {dataset.split}",
         "n": scores.n,
         "scores": _known(scores.as_dict()),
@@ -507,7 +508,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def provenance() -> dict[str, Any]:
     """What else a result depends on: commit, versions, hardware, date."""
-    packages = ("wsol-lib", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+    packages = ("wsol-lib", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "opencv-python-headless")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "commit": _git("rev-parse", "HEAD"),

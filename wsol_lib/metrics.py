@@ -368,8 +368,10 @@ def _box_overlaps(
 
 
 def _binned(confidence: Array, right: Array) -> NDArray[np.float32]:
-    """Number of boxes, sum of confidence and number of right boxes in each bin: Float[3,BINS]; 0 without confidence."""
-    if not len(confidence) or confidence.min() < 0 or confidence.max() > 1:
+    """Number of boxes, sum of confidence and number of right boxes in each bin: Float[3,BINS]; NaN if not in [0,1]."""
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        return np.full((3, BINS), np.nan, np.float32)
+    if not len(confidence):
         return np.zeros((3, BINS), np.float32)
     place = (confidence * BINS).astype(int).clip(max=BINS - 1)
     columns = (np.ones(len(place)), confidence, right)
@@ -710,9 +712,9 @@ class Evaluator:
         `tau`: the threshold used; under "cross-fit" the mean of the two, NaN for Otsu and for predicted boxes.
         `pxap`, `piou`: pixel scores of the maps whose pictures came with a mask, see `pixel_average_precision` and
         `peak_iou`; the maps are normalised and resized as for boxes. `piou` chooses its threshold on these pictures.
-        `recall`: of all objects, those that a predicted box hits at IoU .5. `calibration_error`: how far the confidence
-        of predicted boxes (their `scores`, where they lie in [0,1]) is from the share of right ones, as a mean over
-        boxes in bins of confidence.
+        `recall`: of all objects, those that one of at most `max_boxes` predicted boxes hits at IoU .5.
+        `calibration_error`: how far the scores of those boxes are from the share of right ones, as a mean over boxes in
+        bins; NaN unless all scores lie in [0,1]. It compares networks whose scores mean the same.
         """
         names = ("gt_known", "top1_loc", "top5_loc", "gt_known_multi", "top5_loc_multi", "top1_cls", "top5_cls")
         each = {name: _per_cent(self.per_image(name)) for name in names}
@@ -740,16 +742,18 @@ class Evaluator:
             "calibration_error": 100 * abs(confidence - right).sum() / boxes.sum() if boxes.any() else math.nan,
         }
 
-    def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Mean confidence, share of right boxes and number of boxes in each of `BINS` bins of confidence.
 
-        A box is right if it hits an object at IoU .5. Empty bins are NaN, as are all of maps.
+        Of the scores of at most the protocol's `max_boxes` boxes a picture, whatever the method means by a score. A box
+        is right if it hits an object at IoU .5, also one that was hit before. Empty bins are NaN, as are all of maps,
+        and all where a score lies outside [0,1].
         """
         boxes, confidence, right = (
             self._all("bins").sum(0, dtype=np.float64) if "bins" in self._parts else np.zeros((3, BINS))
         )
         with np.errstate(invalid="ignore"):
-            return confidence / boxes, right / boxes, boxes.astype(np.int64)
+            return confidence / boxes, right / boxes, boxes
 
     def pixel_floors(self) -> dict[str, dict[str, float]]:
         """`pxap` and `piou` of two of the trivial floors on the masks seen so far; empty where there were none.

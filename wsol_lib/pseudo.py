@@ -112,7 +112,8 @@ def boxes_from_maps(maps: Tensor, image_sizes: Tensor, threshold: Threshold = "o
         maps: Float[N,h,w] of the whole pictures, any range.
         image_sizes: Int[N,2], (width, height) of the original pictures.
         threshold: "otsu": of the min-max normalised map in 8 bits, without any box; a number in [0,1): what lies above
-            it in that map; "zero": what is above 0 in the map as it is (PSOL's rule for DDT).
+            it in that map; "zero": what is above 0 in the map as it is (PSOL's rule for DDT; there the piece is taken
+            in the small map, and enlarged by nearest neighbours).
 
     Returns:
         For each picture Float[1,4], half-open, in pixels of the original; Float[0,4] where the map shows nothing to

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsol_lib import distributed
-from wsol_lib.backbones import Backbone
+from wsol_lib.backbones import Backbone, in_eval_mode
 from wsol_lib.methods.cam import CAM
 from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError
 
@@ -175,7 +175,8 @@ class C2AM(Localizer):
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """P of each picture, or 1 - P where most of the border was foreground in training; labels are not looked at."""
-        foreground = self.head(self.features(images))[:, 0].float()  # [B,h,w]
+        with in_eval_mode(self):
+            foreground = self.head(self.features(images))[:, 0].float()  # [B,h,w]
         total, count = self.border
         logits = None if self.classifier is None else self.classifier.module.localize(images).logits
         return Localization(logits, 1 - foreground if total > 0.5 * count else foreground)

@@ -142,8 +142,9 @@ class SCR(_OnPseudoBoxes):
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
-        """One box a picture, without a score."""
-        boxes = box_convert(self.regress(images) * sides(images), "xywh", "xyxy")
+        """One box a picture, without a score; it may end outside the picture."""
+        with in_eval_mode(self):
+            boxes = box_convert(self.regress(images) * sides(images), "xywh", "xyxy")
         return Localization(self.logits(images), boxes=list(boxes[:, None]))
 
 
@@ -161,7 +162,6 @@ class WEND(_OnPseudoBoxes):
         entropy: "weighted", "plain" (Table 10), or None, which leaves the plain binary-class detector.
         alpha, gamma, tau1, tau2, detach: of `weighted_entropy`; the defaults are the paper's best for CUB.
         eta: price of the supervised loss. With plain gradient descent it scales its rate, too.
-        max_boxes: at most so many boxes a picture. Without a cap a detector that gives hundreds hits by chance.
         classifier: names the class, for Top-1 and Top-5 Loc; None: no logits.
         freeze_backbone: the backbone stays as it is, in eval mode, out of the checkpoint (Table 6).
         width: channels of the pyramid, a multiple of 32.
@@ -186,7 +186,6 @@ class WEND(_OnPseudoBoxes):
         tau2: float = 0.3,
         detach: bool = False,
         eta: float = 1.0,
-        max_boxes: int = 5,
         classifier: Localizer | None = None,
         freeze_backbone: bool = False,
         width: int = 256,
@@ -198,7 +197,7 @@ class WEND(_OnPseudoBoxes):
         _check("entropy", entropy, ("weighted", "plain", None))
         if not 0 <= tau2 <= tau1 <= 1:
             raise RecipeError(f"the entropy needs 0 <= tau2 <= tau1 <= 1, not tau2 = {tau2} and tau1 = {tau1}")
-        self.entropy, self.eta, self.max_boxes = entropy, eta, max_boxes
+        self.entropy, self.eta = entropy, eta
         self.weights: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "tau1": tau1, "tau2": tau2, "detach": detach}
         stages = list(backbone.channels)
         self.stages = stages if neck == "fpn" or detector == "deformable-detr" else stages[-1:]
@@ -214,7 +213,7 @@ class WEND(_OnPseudoBoxes):
         """What the detector reads: Float[B,C,h,w], fine maps first."""
         found = self.backbone(images)
         read = {stage: found[stage].float() for stage in self.stages}
-        return list((read if self.pyramid is None else self.pyramid(read)).values())
+        return [m.float() for m in (read if self.pyramid is None else self.pyramid(read)).values()]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The parts of L_sup times eta, and `entropy`, as far as there is one (eq. 4)."""
@@ -236,13 +235,14 @@ class WEND(_OnPseudoBoxes):
 
     @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
-        """Boxes in pixels of the pictures, best first, at most `max_boxes`, and their scores; the classifier's logits.
+        """Boxes in pixels of the pictures, best first, and their scores; the classifier's logits.
 
-        Nothing is too unsure to be given, so that there is a most confident box to measure.
+        Nothing is too unsure to be given, so that there is a most confident box to measure. How many boxes count is
+        for the protocol to say (`max_boxes`): of hundreds some hit by chance.
         """
         with in_eval_mode(self):
             found = self.detector.detect(self.maps(images), images)
-        boxes, scores = ([one[part][: self.max_boxes] for one in found] for part in (0, 1))
+        boxes, scores = ([one[part] for one in found] for part in (0, 1))
         return Localization(self.logits(images), boxes=boxes, scores=scores)
 
 
