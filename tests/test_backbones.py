@@ -314,3 +314,21 @@ def test_imagenet_indices():
     assert imagenet_classes()[281].startswith("tabby") and len(imagenet_classes()) == 1000
     with pytest.raises(ValueError, match="'n00000000' is none of"):
         imagenet_indices(["n01440764", "n00000000"])
+
+
+def test_the_hybrid_learns_its_blocks_only_and_its_weights_come_back(tmp_path):
+    backbone = backbones.create("vit_lite0_s16", img_size=64, stages=["stage6", "last"])
+    assert backbone.stride == {"stage6": 16, "last": 16}
+    assert 2.6e6 < sum(p.numel() for p in backbone.parameters()) < 2.8e6  # the frozen stem is no part of them
+    pictures = torch.rand(2, 3, 96, 64)
+    assert backbone.eval()(pictures)["last"].shape == (2, 192, 6, 4)
+    backbones.save(tmp_path / "vit.safetensors", backbone)
+    again = backbones.create("vit_lite0_s16", weights=str(tmp_path / "vit.safetensors"), img_size=64).eval()
+    assert torch.allclose(again(pictures)["last"], backbone(pictures)["last"], atol=0.02)  # half precision
+
+
+def test_the_stem_of_the_hybrid_is_lite0_and_stays_as_it_is():
+    stem = backbones.create("vit_lite0_s16", img_size=64).network.patch_embed.backbone.train()
+    lite0 = backbones.create(weights="lite0-pip", stages=["stage4"]).eval()
+    pictures = torch.rand(2, 3, 64, 64)
+    assert torch.equal(stem(lite0.normalize(pictures)), lite0(pictures)["stage4"])

@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsol_lib.types import CheckpointError, DataMissing, RecipeError, nearest
 
-OWN_WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
+OWN_WEIGHTS = Path(__file__).resolve().parent / "weights"
 LITE0 = "tf_efficientnet_lite0"
 
 
@@ -222,6 +222,8 @@ def create(
         DataMissing: the weights cannot be downloaded or the file is absent.
         CheckpointError: the file is damaged or belongs to another network.
     """
+    import wsol_lib.hybrid  # noqa: F401  (tells timm of the network of this book)
+
     if not timm.is_model(name):
         raise RecipeError(f"timm has no network {name!r}{nearest(name, timm.list_models())}")
     dynamic = {"dynamic_img_size": True} if _takes(name, "dynamic_img_size") else {}
