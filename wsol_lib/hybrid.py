@@ -52,7 +52,7 @@ class Lite0Stem(nn.Module):
 @register_model
 def vit_lite0_s16(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """Six blocks of width 192 over the stem; 2.7 million parameters that train, and 0.7 million that do not."""
-    small = {"patch_size": 1, "embed_dim": 192, "depth": 6, "num_heads": 3, "global_pool": "avg"}
+    small = {"patch_size": 1, "embed_dim": 192, "depth": 6, "num_heads": 3}
     embed = partial(HybridEmbed, backbone=Lite0Stem())
     model: VisionTransformer = build_model_with_cfg(
         VisionTransformer, "vit_lite0_s16", pretrained, **{**small, "embed_layer": embed, **options}
