@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from wsol_lib.types import Batch, Localizer
 
 Run = Callable[[], object]
+MIB = 2**20
 
 
 def medians(runs: Sequence[Run], repeats: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
@@ -36,3 +39,12 @@ def training_step(localizer: Localizer, batch: Batch) -> Run:
         optimizer.step()
 
     return run
+
+
+def peak(run: Run) -> float:
+    """MiB of tensors that a run holds at most, above those it began with, as torch counts every allocation."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    moves = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    moves.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in moves)) / MIB

@@ -17,7 +17,6 @@ interleaved repeats in processor time; the peak is of tensors, as torch counts i
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import time
 from collections.abc import Callable
@@ -26,9 +25,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
 
 import torch
 import torch.nn.functional as F
-from timing import medians
+from timing import medians, peak
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from wsol_lib import setup
 from wsol_lib.backbones import create
@@ -39,7 +37,6 @@ from wsol_lib.types import Batch
 CLASSES = 200
 Looks = tuple[Tensor, Tensor, Tensor]  # logits of the first look, logits and class maps of the second
 Step = Callable[[], None]
-MIB = 2**20
 
 
 def student(size: int) -> KDCICAM:
@@ -246,15 +243,6 @@ def check(name: str, method: CICAM, batch: Batch) -> None:
             apart = float((one - other).norm() / one.norm())
             if not apart < 1e-3:
                 raise SystemExit(f"{name}: the step {variant!r} differs from the library's by {apart:.2g}")
-
-
-def peak(run: Step) -> float:
-    """MiB of tensors that a step holds at most, above those it began with, as torch counts every allocation."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    moves = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    moves.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in moves)) / MIB
 
 
 def compare(size: int, batch_size: int, repeats: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms.functional import ten_crop
 from tqdm.auto import tqdm
 
 from wsol_lib import distributed
@@ -47,6 +48,22 @@ def localized(
         labels = on_device["label"] if localizer.uses_labels else None
         yield batch, localizer.localize(on_device["image"], labels).cpu()
     localizer.train(mode)
+
+
+@torch.no_grad()
+def ten_crop_probabilities(localizer: Localizer, images: Tensor, size: int) -> Tensor:
+    """Class probabilities Float[B,K], the mean over a picture's four corners and its centre, each mirrored too.
+
+    Published Top-1 Loc often takes the class from here, from pictures of 256 pixels and crops of 224, and the map from
+    the centre alone.
+
+    Args:
+        localizer: in eval mode, and one that gives logits.
+        images: Float[B,3,H,W] in [0,1].
+        size: side of the square crops in pixels, at most H and W.
+    """
+    crops = torch.stack(ten_crop(images, [size, size])).flatten(0, 1)  # [10B,3,size,size]
+    return localizer.localize(crops).logits.softmax(1).unflatten(0, (10, -1)).mean(0)  # type: ignore[union-attr]
 
 
 def _joined(parts: Sequence[tuple[Tensor, Localization]]) -> Localization:

@@ -20,6 +20,9 @@ METHODS: dict[str, str] = {
     "c2am": "wsol_lib.methods.c2am:C2AM",
     "scr": "wsol_lib.methods.wend:SCR",
     "wend": "wsol_lib.methods.wend:WEND",
+    "class-token": "wsol_lib.methods.ts_cam:ClassToken",
+    "ts-cam": "wsol_lib.methods.ts_cam:TSCAM",
+    "sat": "wsol_lib.methods.sat:SAT",
 }
 
 
