@@ -177,7 +177,7 @@ def test_logits_of_0_halve_the_attention():
 
 
 def test_an_m_of_1_is_timms_attention():
-    attention = transformer("registers").network.blocks[0].attn
+    attention = transformer("registers", scale_attn_norm=True).network.blocks[0].attn
     changed = SpatialQueryAttention(attention)
     changed.foreground = nn.Identity()
     changed.foreground.forward = torch.ones_like
@@ -300,6 +300,13 @@ def test_other_sizes_of_pictures(kind, size):
         torch.testing.assert_close(small.look(pictures())[1], slow_look(small, pictures())[1], atol=1e-5, rtol=1e-4)
 
 
+def test_localizing_does_not_depend_on_the_mode_and_leaves_it():
+    model = SAT(transformer(drop_path_rate=0.5), CLASSES).train()
+    torch.testing.assert_close(model.localize(pictures()).logits, model.eval().localize(pictures()).logits)
+    model.train().localize(pictures())
+    assert model.training and not any(part._forward_hooks for part in model.modules())
+
+
 def test_other_patches():
     backbone = create("vit_tiny_patch16_224", img_size=36, patch_size=6, embed_dim=24, depth=3, num_heads=3)
     assert SAT(backbone, CLASSES).localize(pictures(1, 36, 36)).maps.shape == (1, 6, 6)
@@ -335,8 +342,7 @@ def test_prices_and_the_second_loss():
 
 
 def test_how_the_token_starts():
-    backbone = transformer()
-    class_token = backbone.network.cls_token.detach().clone()
+    class_token = transformer().network.cls_token.detach()
     tokens = {name: SAT(transformer(), CLASSES, initial=name).spatial for name in CHOICES["initial"]}
     assert not tokens["zeros"]["token"].any() and torch.equal(tokens["class"]["token"], class_token)
     assert all(0 < spatial["position"].abs().max() <= 0.1 for spatial in tokens.values())

@@ -146,6 +146,30 @@ def test_the_loss_is_cross_entropy_of_the_plain_transformer():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_class_token_alone_place_by_place(kind):
+    """Its logits are timm's own, and its map has no class."""
+    model = ClassToken(transformer(kind), CLASSES)
+    found = model.localize(pictures(3, 40, 32), torch.tensor([4, 0, 2]))
+    matrices, tokens = unfused(model.eval().network, model.backbone.normalize(pictures(3, 40, 32)))
+    torch.testing.assert_close(found.logits, F.linear(tokens[:, 0], model.head.weight, model.head.bias))
+    expected = torch.zeros(3, 5, 4)
+    for place in range(20):
+        column = model.network.num_prefix_tokens + place
+        expected[:, place // 4, place % 4] = sum(matrix[:, :, 0, column].mean(1) for matrix in matrices)
+    torch.testing.assert_close(found.maps, expected)
+    assert not model.uses_labels
+
+
+def test_the_class_token_learns_as_a_classifier_does():
+    model = ClassToken(transformer(), CLASSES)
+    (loss,) = model.losses({"image": pictures(), "label": torch.tensor([4, 0, 2])}).values()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(RecipeError, match="test_resnet is no VisionTransformer"):
+        ClassToken(create("test_resnet"), CLASSES)
+
+
 def test_weight_decay_falls_on_matrices_and_kernels_alone():
     model = ts_cam("registers")
     groups = [group for group in model.param_groups(SimpleNamespace(head_rate=10.0)) if group["params"]]
@@ -216,7 +240,7 @@ def recipe(method, **args):
     )
 
 
-@pytest.mark.parametrize(("method", "args"), [("ts-cam", {}), ("sat", {"blocks": 2}), ("cam", {})])
+@pytest.mark.parametrize(("method", "args"), [("ts-cam", {}), ("sat", {"blocks": 2}), ("class-token", {}), ("cam", {})])
 def test_a_recipe_trains_saves_and_measures(tmp_path, method, args):
     found = engine.run(recipe(method, **args), tmp_path, device="cpu", progress=False)
     again = engine.run(recipe(method, **args), tmp_path, device="cpu", progress=False, train=False)

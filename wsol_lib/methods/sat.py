@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -39,18 +39,23 @@ from torch import Tensor, nn
 
 from wsol_lib.backbones import Backbone, in_eval_mode, to_grid
 from wsol_lib.distributed import global_mean
-from wsol_lib.methods.ts_cam import PatchClassifier, class_rows, roll_up
+from wsol_lib.methods.ts_cam import PatchClassifier, class_rows
 from wsol_lib.methods.wend import binary_entropy, weighted_entropy
 from wsol_lib.types import Batch, Localization, RecipeError
 
+Query = Literal["token", "class", "attention"]
+Product = Literal["after", "before"]
+Start = Literal["random", "zeros", "class"]
+Sharpen = Literal["normalization", "entropy", "weighted-entropy"]
 Kernel = Literal["code", "gaussian"]
+Preset = Literal["a", "b", "c", "d", "e"]
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "query": ("token", "class", "attention"),
-    "product": ("after", "before"),
-    "initial": ("random", "zeros", "class"),
-    "kernel": ("code", "gaussian", None),
-    "sharpen": ("normalization", "entropy", "weighted-entropy"),
-    "frozen": ("a", "b", "c", "d", "e"),
+    "query": get_args(Query),
+    "product": get_args(Product),
+    "initial": get_args(Start),
+    "sharpen": get_args(Sharpen),
+    "kernel": (*get_args(Kernel), None),
+    "frozen": get_args(Preset),
 }
 EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "dist_token", "norm_pre.")
 WEIGHTED: dict[str, Any] = {"alpha": 0.1, "gamma": 6.0, "tau1": 0.3, "tau2": 0.3}  # WEND's best for CUB
@@ -127,7 +132,7 @@ class SpatialQueryAttention(nn.Module):
         RecipeError: the attention has a gate.
     """
 
-    def __init__(self, attention: Attention, query: int = -1, product: Literal["after", "before"] = "after") -> None:
+    def __init__(self, attention: Attention, query: int = -1, product: Product = "after") -> None:
         super().__init__()
         if getattr(attention, "gate", None) is not None:
             raise RecipeError("SAT does not know gated attention: choose a vision transformer without it")
@@ -165,7 +170,7 @@ def foregrounds(blocks: Iterable[Any]) -> Iterator[list[Tensor]]:
         yield found
 
 
-def frozen_parts(preset: str, depth: int, blocks: int) -> tuple[str, ...]:
+def frozen_parts(preset: Preset, depth: int, blocks: int) -> tuple[str, ...]:
     """What a preset of Table 8 freezes of a network with `depth` blocks, the last `blocks` of them spatial.
 
     The letters are the paper's, their meaning is not: the text could not be had, and this is a ladder that frees ever
@@ -219,16 +224,16 @@ class SAT(PatchClassifier):
         classes: int,
         *,
         blocks: int = 3,
-        query: Literal["token", "class", "attention"] = "token",
-        product: Literal["after", "before"] = "after",
-        initial: Literal["random", "zeros", "class"] = "random",
+        query: Query = "token",
+        product: Product = "after",
+        initial: Start = "random",
         area: float = 0.25,
         area_weight: float = 1.0,
         per_image: bool = False,
-        sharpen: Literal["normalization", "entropy", "weighted-entropy"] = "normalization",
+        sharpen: Sharpen = "normalization",
         sharpen_weight: float = 1.0,
         kernel: Kernel | None = "code",
-        frozen: Literal["a", "b", "c", "d", "e"] = "a",
+        frozen: Preset = "a",
     ) -> None:
         super().__init__(backbone, classes)
         chosen = {"query": query, "product": product, "initial": initial}
@@ -251,7 +256,7 @@ class SAT(PatchClassifier):
             if name.startswith(parts):
                 parameter.requires_grad_(False)
 
-    def _start(self, initial: str) -> Tensor:
+    def _start(self, initial: Start) -> Tensor:
         token = self.network.cls_token.detach().clone()  # [1,1,D]
         return {"random": trunc_normal_(torch.empty_like(token), std=0.02), "zeros": 0 * token, "class": token}[initial]
 
@@ -271,12 +276,11 @@ class SAT(PatchClassifier):
             tokens = self.tokens(inputs)  # [B,P+N,D]
         height, width = inputs.shape[2:]
         features, _ = to_grid(tokens, self.network, (height, width), "last")  # [B,D,h,w]
-        patches = slice(self.network.num_prefix_tokens, tokens.shape[1])
+        logits = self.head(features).mean((2, 3))  # [B,K]
         if self.query == "attention":
-            maps = _stretched(roll_up(rows)[:, patches])  # [B,N]
-        else:
-            maps = torch.stack(rows).mean(0)[:, patches]
-        return self.head(features).mean((2, 3)), maps.unflatten(1, features.shape[2:])
+            return logits, _stretched(self.attention(rows, inputs))
+        m = torch.stack(rows).mean(0)[:, self.network.num_prefix_tokens : tokens.shape[1]]  # [B,N]
+        return logits, m.unflatten(1, features.shape[2:])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the image label, `classification`; `area`; and the loss that `sharpen` names."""
@@ -311,7 +315,7 @@ def _check(chosen: dict[str, str | None]) -> None:
             raise RecipeError(f"SAT has no {name} {value!r}: choose one of {', '.join(map(str, CHOICES[name]))}")
 
 
-def _stretched(rows: Tensor) -> Tensor:
-    """Each row of Float[B,N] stretched to [0,1]; gradients pass, a constant row gives zeros."""
-    low, high = rows.aminmax(dim=1, keepdim=True)
-    return (rows - low) / (high - low).clamp(min=1e-6)
+def _stretched(maps: Tensor) -> Tensor:
+    """Each map of Float[B,h,w] stretched to [0,1]; gradients pass, a constant map gives zeros."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-6)
