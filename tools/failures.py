@@ -2,10 +2,10 @@
 
     python -m tools.failures scenes/cam scenes/ts-cam --to results/failures.json --seeds 0,1,2
 
-Each world of `WORLDS` draws the same test pictures with one knob turned. A threshold, where a method has maps, is chosen
-on the val split by its boxes, once, and kept. For each world: the share of boxes of each kind (`wsol_lib.failures`),
-the share of wrong names, and `lost`: of the pictures that were right before the knob was turned those that no longer
-are. All in per cent; a picture with several animals is right if the box hits one.
+Each world of `WORLDS` draws the same test pictures with one knob turned. A threshold, where a method has maps, is
+chosen on the val split by its boxes, once, and kept. For each world: the share of boxes of each kind
+(`wsol_lib.failures`), the share of wrong names, and `lost`: of the pictures that were right before the knob was turned
+those that no longer are. All in per cent; a picture with several animals is right if the box hits one.
 """
 
 from __future__ import annotations
