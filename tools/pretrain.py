@@ -19,16 +19,17 @@ from wsol_lib import tune_process
 tune_process()
 
 from wsol_lib import backbones, engine  # noqa: E402
-from wsol_lib.cli import Out  # noqa: E402
+from wsol_lib.cli import Out, Set  # noqa: E402
 
 
 def main(
     name: Annotated[str, typer.Argument(help="A recipe of the folder `pretrain`.")],
     to: Annotated[Path, typer.Option(help="The folder of the weights.")] = backbones.OWN_WEIGHTS,
+    overrides: Set = None,
     out: Out = Path("runs"),
 ) -> None:
     """Train the network of a recipe, and store its weights and how they came about."""
-    run = engine.run(f"pretrain/{name}", out)
+    run = engine.run(engine.load_recipe(f"pretrain/{name}", overrides or ()), out)
     to.mkdir(parents=True, exist_ok=True)
     backbones.save(to / f"{name}.safetensors", run.localizer.get_submodule("backbone"))  # type: ignore[arg-type]
     (to / f"{name}.json").write_text(json.dumps(run.results, indent=1) + "\n")
