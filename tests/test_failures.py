@@ -9,8 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from tools import failures as tool
+from wsol_lib import engine
 from wsol_lib.data import load
 from wsol_lib.failures import KINDS, kind
+from wsol_lib.metrics import Protocol
+from wsol_lib.types import Localization, Localizer
 
 BIRD, FISH = [10.0, 10, 30, 30], [40.0, 10, 60, 30]
 
@@ -26,6 +29,8 @@ BIRD, FISH = [10.0, 10, 30, 30], [40.0, 10, 60, 30]
         ([10, 10, 60, 30], [BIRD, FISH], "several"),
         ([5, 5, 45, 45], [BIRD, FISH], "more"),  # a quarter of the fish only
         ([0, 40, 10, 50], [BIRD, FISH], "elsewhere"),
+        ([30, 60, 70, 130], [[0.0, 0, 200, 110], [40.0, 112, 60, 128]], "part"),  # of the large one
+        ([0, 0, 10, 10], [[4.0, 0, 14, 10]], "more"),  # as large, shifted
         ([0, 0, 0, 0], [BIRD], "elsewhere"),
         ([20, 20, 10, 10], [BIRD], "elsewhere"),
         ([0, 0, 64, 64], [], "elsewhere"),
@@ -43,9 +48,43 @@ def test_a_stricter_iou_turns_right_boxes_into_parts():
 def test_worlds_are_the_same_pictures_but_for_one_knob():
     plain, mirrored = (load("scenes", "test", size=64, n=30, **tool.WORLDS[w]) for w in ("as it is", "mirrored"))
     assert torch.equal(plain.labels, mirrored.labels) and (plain.habitats == mirrored.habitats).all()
-    same = [torch.equal(plain.boxes(i), mirrored.boxes(i)) for i in range(30)]
-    assert sum(same) > 15  # the others stand at the water now
+    assert all(torch.equal(plain.boxes(i), mirrored.boxes(i)) for i in range(30))
     assert (plain.images != mirrored.images).any((1, 2, 3)).sum() > 15
+
+
+class Boxes(Localizer):
+    """Finds the box of the first object, or nothing."""
+
+    uses_labels = False
+
+    def __init__(self, dataset, empty):
+        super().__init__()
+        self.boxes = iter([torch.empty(0, 4) if empty else dataset.boxes(i)[:1] for i in range(len(dataset))])
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+    def localize(self, images, labels=None):
+        found = [next(self.boxes) for _ in images]
+        return Localization(None, None, boxes=found, scores=[torch.ones(len(b)) for b in found])
+
+
+@pytest.mark.parametrize(("empty", "expected"), [(False, "right"), (True, "elsewhere")])
+def test_boxes_without_names_are_sorted_too(empty, expected):
+    dataset = load("scenes", "test", size=64, n=6)
+    kinds, misnamed = tool.kinds_of(Boxes(dataset, empty), dataset, Protocol(resize=64, tau=0.5))
+    assert set(kinds) == {expected} and misnamed is None
+
+
+def test_a_detector_needs_no_threshold():
+    recipe = engine.load_recipe("scenes/wend", ["evaluate.options.n=4"])
+    val = tool.scenes(recipe, "val")
+    assert tool.protocol_with_threshold(Boxes(val, empty=False), recipe).tau == 0.5
+
+
+def test_other_data_and_other_frames_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="scenes"):
+        tool.judge(engine.load_recipe("cub/sat-deit_small-released"), tmp_path)
+    with pytest.raises(SystemExit, match="64"):
+        tool.judge(engine.load_recipe("scenes/cam", ["evaluate.args.resize=128"]), tmp_path)
 
 
 def test_the_tool_sorts_every_picture_of_every_world(tmp_path):

@@ -204,7 +204,9 @@ def test_half_precision_gives_maps_in_full():
     model = sat()
     with torch.autocast("cpu", torch.bfloat16):
         maps = model.look(pictures())[1]
-    assert maps.dtype == torch.float32
+        sharp = normalization_loss(maps.clamp(min=0.997), "code")
+    assert maps.dtype == sharp.dtype == torch.float32
+    torch.testing.assert_close(sharp, normalization_loss(maps.clamp(min=0.997), "code"), atol=1e-6, rtol=0)
     torch.testing.assert_close(maps, model.look(pictures())[1], atol=0.05, rtol=0.05)
 
 
@@ -487,3 +489,26 @@ def test_two_processes_have_the_area_of_one_batch(tmp_path):
         assert report["fit"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         torch.testing.assert_close(report["fit"]["weights"], alone["weights"], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(torch.cat([report["gradient"] for report in both]), maps.grad)
+
+
+@pytest.mark.parametrize("bad", [{"area": 25}, {"area": -0.1}, {"area": float("nan")}, {"sharpen_weight": -1.0}])
+def test_numbers_out_of_range_are_refused(bad):
+    with pytest.raises(RecipeError, match="share of the batch"):
+        sat(**bad)
+
+
+def test_tokens_decay_as_in_the_released_code_if_asked():
+    for decay_tokens in (False, True):
+        model = sat(decay_tokens=decay_tokens)
+        groups = model.param_groups(SimpleNamespace(head_rate=1.0))
+        spared = {id(p) for group in groups if group.get("weight_decay") == 0 for p in group["params"]}
+        network = model.backbone.network
+        for token in (network.cls_token, network.pos_embed, *model.spatial.values()):
+            assert (id(token) in spared) != decay_tokens
+        assert id(model.head.bias) in spared and id(model.head.weight) not in spared
+
+
+def test_a_mask_is_refused():
+    attention = sat().backbone.network.blocks[-1].attn
+    with pytest.raises(NotImplementedError, match="no mask"):
+        attention(torch.zeros(1, 3, attention.qkv.in_features), is_causal=True)

@@ -24,8 +24,8 @@ def kind(box: Tensor, objects: Tensor, delta: float = 0.5) -> Kind:
 
     * right: its IoU with an object reaches delta;
     * several: it covers at least half of each of two objects;
-    * part: at least half of the box lies on one object, and a smaller share of the object in the box;
-    * more: it covers at least half of one object;
+    * part: at least half of it lies on one object, and less of that object in it;
+    * more: it covers at least half of one object (a box of the same size that is only shifted, too);
     * elsewhere: everything else, an empty box and a picture without objects too.
 
     Args:
@@ -42,6 +42,6 @@ def kind(box: Tensor, objects: Tensor, delta: float = 0.5) -> Kind:
     of_box, of_object = shared / (box[2:] - box[:2]).prod(), shared / (objects[:, 2:] - objects[:, :2]).prod(1)
     if (of_object >= 0.5).sum() > 1:
         return "several"
-    if of_box.max() >= 0.5 and of_box.max() >= of_object.max():
+    if ((of_box >= 0.5) & (of_box > of_object)).any():
         return "part"
     return "more" if of_object.max() >= 0.5 else "elsewhere"

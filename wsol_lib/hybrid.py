@@ -41,7 +41,10 @@ class Lite0Stem(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         weights = "random" if torch.get_default_device().type == "meta" else "lite0-pip"  # meta: shapes, no values
-        self.trunk = Frozen(create(weights=weights, stages=["stage4"]))
+        trunk = create(weights=weights, stages=["stage4"])
+        trunk.network.blocks = trunk.network.blocks[:5]
+        trunk.network.conv_head = trunk.network.bn2 = nn.Identity()
+        self.trunk = Frozen(trunk)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The map of descriptors that become tokens."""

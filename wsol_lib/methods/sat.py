@@ -82,7 +82,10 @@ def smooth(maps: Tensor, kernel: Kernel | None) -> Tensor:
     None leaves them as they are.
     """
     maps = maps.reshape(len(maps), 1, *maps.shape[-2:])
-    return maps if kernel is None else F.conv2d(maps, smoothing_kernel(kernel).to(maps)[None, None], padding=1)
+    if kernel is None:
+        return maps
+    with torch.autocast(maps.device.type, enabled=False):  # half precision cannot tell .997 from 1
+        return F.conv2d(maps.float(), smoothing_kernel(kernel).to(maps.device, torch.float32)[None, None], padding=1)
 
 
 def normalization_loss(maps: Tensor, kernel: Kernel | None = "code") -> Tensor:
@@ -144,11 +147,13 @@ class SpatialQueryAttention(nn.Module):
         self.proj, self.proj_drop = attention.proj, attention.proj_drop
 
     def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """Tokens Float[B,N,D] to Float[B,N,D]. timm's blocks hand over a mask, which is never set here."""
+        """Tokens Float[B,N,D] to Float[B,N,D]; timm's blocks hand over a mask, which must not be set."""
+        if attn_mask is not None or is_causal:
+            raise NotImplementedError("SpatialQueryAttention sees all tokens: it takes no mask")
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B,H,N,d]
         q, k = self.q_norm(q), self.k_norm(k)
-        asked = torch.einsum("bhd,bhnd->bn", q[:, :, self.query], k) * (self.scale / self.num_heads)  # [B,N]
+        asked = torch.einsum("bhd,bhnd->bn", q[:, :, self.query] * (self.scale / self.num_heads), k)  # [B,N]
         m = self.foreground(asked.float()).to(v)[:, None, :, None]  # [B,1,N,1]
         k, v = (k, v * m) if self.product == "after" else (k * m, v)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -211,9 +216,11 @@ class SAT(PatchClassifier):
             weights those of `WEIGHTED`.
         kernel: of `smooth` (Table 2).
         frozen: of `frozen_parts` (Table 8). Drop-path, if the backbone has it, stays.
+        decay_tokens: weight decay falls on tokens and positions too, as in the released code.
 
     Raises:
-        RecipeError: the backbone is no plain vision transformer of timm, or there is no such choice.
+        RecipeError: the backbone is no plain vision transformer of timm, there is no such choice, or a number is
+            out of its range.
     """
 
     uses_labels = False
@@ -234,10 +241,16 @@ class SAT(PatchClassifier):
         sharpen_weight: float = 1.0,
         kernel: Kernel | None = "code",
         frozen: Preset = "a",
+        decay_tokens: bool = False,
     ) -> None:
-        super().__init__(backbone, classes)
+        super().__init__(backbone, classes, decay_tokens)
         chosen = {"query": query, "product": product, "initial": initial}
         _check({**chosen, "sharpen": sharpen, "kernel": kernel, "frozen": frozen})
+        if not 0 <= area <= 1 or min(area_weight, sharpen_weight) < 0:
+            raise RecipeError(
+                "SAT's area is a share of the batch in [0,1], and the weights of its losses are not negative; "
+                f"these are {area}, {area_weight} and {sharpen_weight}"
+            )
         depth = len(self.network.blocks)
         if not 1 <= blocks <= depth:
             raise RecipeError(f"SAT takes 1 to {depth} blocks of {backbone.name}, not {blocks}")

@@ -90,11 +90,12 @@ def check_transformer(backbone: Backbone) -> None:
     if not (
         isinstance(network, VisionTransformer)
         and network.has_class_token
+        and not isinstance(network.norm, nn.Identity)
         and all(isinstance(getattr(block, "attn", None), Attention) for block in network.blocks)
     ):
         raise RecipeError(
-            f"{backbone.name} is no VisionTransformer of timm with a class token and timm's own attention in every "
-            "block: choose one such as deit_small_patch16_224, made anew for each method"
+            f"{backbone.name} is no VisionTransformer of timm with a class token, a norm over its final tokens, and "
+            "timm's own attention in every block: choose one such as deit_small_patch16_224, made anew for each method"
         )
     if "last" not in backbone.channels:
         raise RecipeError("this method reads the final tokens: create the backbone with stages=('last',)")
@@ -106,14 +107,12 @@ class TransformerClassifier(Localizer):
     Args:
         backbone: a timm VisionTransformer with a class token, with the stage `last`; registers are fine.
         head: what turns tokens into logits.
-
-    Raises:
-        RecipeError: the backbone is another network.
+        decay_tokens: weight decay falls on tokens and positions too, as in SAT's released code.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, decay_tokens: bool = False) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.decay_tokens = backbone, head, decay_tokens
 
     @property
     def network(self) -> Any:
@@ -125,15 +124,16 @@ class TransformerClassifier(Localizer):
         return [self.head]
 
     def param_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        """As every method's, but biases, norms, tokens and positions do not decay.
+        """As every method's, but biases, norms and (unless `decay_tokens`) tokens and positions do not decay.
 
         So has TS-CAM's code, and so means SAT's to: there the list of tokens is looked up in the wrong place and not
         found, so that they decay.
         """
+        spare = (0, 1) if self.decay_tokens else (0, 1, 3)  # dimensions; a token and positions have three
         groups = []
         for group in super().param_groups(recipe):
-            decayed = [p for p in group["params"] if p.ndim in (2, 4)]
-            spared = [p for p in group["params"] if p.ndim not in (2, 4)]
+            decayed = [p for p in group["params"] if p.ndim not in spare]
+            spared = [p for p in group["params"] if p.ndim in spare]
             groups += [{**group, "params": decayed}, {**group, "params": spared, "weight_decay": 0.0}]
         return groups
 
@@ -181,11 +181,15 @@ class PatchClassifier(TransformerClassifier):
     Args:
         backbone: as for `TransformerClassifier`.
         classes: number K of classes.
+        decay_tokens: as for `TransformerClassifier`.
+
+    Raises:
+        RecipeError: the backbone is another network.
     """
 
-    def __init__(self, backbone: Backbone, classes: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int, decay_tokens: bool = False) -> None:
         check_transformer(backbone)
-        super().__init__(backbone, nn.Conv2d(backbone.channels["last"], classes, 3, padding=1))
+        super().__init__(backbone, nn.Conv2d(backbone.channels["last"], classes, 3, padding=1), decay_tokens)
 
 
 class TSCAM(PatchClassifier):
