@@ -66,7 +66,8 @@ def judge(recipe: Recipe, out: Path, beside: Recipe | None = None) -> dict[str, 
 def reference(recipe: Recipe, out: Path) -> list[Tensor]:
     """Boxes of a recipe's maps of its training pictures, where they are above 0."""
     seen = pictures(recipe, "train")
-    maps = engine.localize(engine.run(recipe, out, progress=False).localizer, seen, progress=False).maps
+    unmeasured = recipe.model_copy(update={"evaluate": None})
+    maps = engine.localize(engine.run(unmeasured, out, progress=False).localizer, seen, progress=False).maps
     return boxes_from_maps(maps, seen.image_sizes, "zero")
 
 
