@@ -50,7 +50,7 @@ import torch.nn.functional as F
 
 from wsol_lib import boxes, data, engine, figures, grid, pseudo
 from wsol_lib.data import views
-from wsol_lib.methods import c2am, wend
+from wsol_lib.methods import c2am, ddt, wend
 
 figures.style()
 
@@ -162,6 +162,31 @@ print({name: round(term.item(), 3) for name, term in swapped.items()})
 assert torch.isclose(sum(terms.values()), sum(swapped.values()), atol=1e-5)
 total, count = contrast.border.tolist()
 print(f"foreground on the border, over {count:.0f} looks: {total / count:.2f}   turned over: {total > count / 2}")
+
+# %% [markdown]
+# How good are the maps, on 300 test pictures with one animal? Beside CAM, whose network both use, here is C2AM on a network from nothing: then no label has been used *at all*. (The paper does that with self-supervised networks, in its table 7. We have none.)
+
+# %% tags=["nbval-ignore-output"]
+blank = engine.load_recipe("scenes/c2am", ["data.options.n=1000", "evaluate.options.n=300", "stages.cam.epochs=0",
+                                           "stages.c2am.batch_size=32"])  # fmt: skip
+unlabelled = engine.run(blank, folder.name, progress=False)
+single, frame = engine.evaluation_data(recipe)
+ddt_method = ddt.DDT.from_data(train, classifier=cam)
+on_test = {"CAM": engine.evaluate(cam, single, frame, progress=False),
+           "DDT": engine.evaluate(ddt_method, single, frame, progress=False),
+           "C2AM": trained.evaluator, "C2AM, no label": unlabelled.evaluator}  # fmt: skip
+for title, judge in on_test.items():
+    low, high = judge.interval("gt_known")
+    print(f"{title:16} GT-known {judge.compute().gt_known:5.1f} [{low:.1f}, {high:.1f}]")
+floor = trained.results["floors"]["best centred box"]["gt_known"]
+print(f"{'best centred box':16} GT-known {floor:5.1f}")
+
+# %%
+known = {title: judge.compute().gt_known for title, judge in on_test.items()}
+assert known["C2AM"] > floor + 10 and known["DDT"] > floor + 10 and known["C2AM, no label"] < floor
+
+# %% [markdown]
+# Both makers are a little ahead of the CAM that they grew from. Without any label C2AM is lost: it sorts features, and those of a network from nothing say nothing of animals.
 
 # %% [markdown]
 # ## What a threshold may know
@@ -503,7 +528,7 @@ for noise in ("0", "0.3", "0.6"):
 assert all((by_noise["+ entropy", n]["recall"] - by_noise["BCD", n]["recall"]).mean() < -1 for n in ("0", "0.3"))
 
 # %% [markdown]
-# - **The detector is everything.** Where the regressor sinks with the first wrong boxes, it hardly notices three in ten, and with six in ten wrong it still hits an animal in more than eight pictures of ten. Random boxes cancel: at each place the right answer is the most frequent one.
+# - **The detector is everything.** The regressor is behind from the start and sinks with the first wrong boxes. The detector hardly notices three in ten, and with six in ten wrong it still hits an animal in more than eight pictures of ten. Random boxes cancel: at each place the right answer is the most frequent one.
 # - **The weighted entropy does nothing** that we can measure, at any noise, for the single box or for the recall. We saw how small it is.
 # - **The plain entropy costs recall** while boxes are good: it makes the detector surer that the animal without a box is background. With six in ten wrong the two effects even out.
 
@@ -511,13 +536,13 @@ assert all((by_noise["+ entropy", n]["recall"] - by_noise["BCD", n]["recall"]).m
 by_count = table("animals", {n: {"data.options.instances": n, noise_key: "0.3"} for n in ("1", "2", "4")})
 
 # %%
-assert by_count["SCR", "4"]["gt_known"].max() < 10 < 50 < by_count["SCR", "1"]["gt_known"].min()
+assert by_count["SCR", "4"]["gt_known"].max() < 20 < 60 < by_count["SCR", "1"]["gt_known"].min()
 assert all(by_count["BCD", n]["gt_known"].min() > 85 for n in ("1", "2", "4"))
 recalls = [by_count["BCD", n]["recall"].mean() for n in ("1", "2", "4")]
 assert recalls == sorted(recalls, reverse=True)
 
 # %% [markdown]
-# With one animal the regressor has a fair chance, and is still far behind. With four it hits nothing: all its boxes lie in the middle. The detector's surest box does not care how many there are. But of four animals it finds half: each training picture called three of them background, and small ones fall between its places.
+# With one animal the regressor has a fair chance, and is still far behind. With four its box lies in the middle of them and hits one by luck. The detector's surest box does not care how many there are. But of four animals it finds half: each training picture called three of them background, five boxes are hardly enough for four animals, and small ones fall between its places. The plain entropy finds fewer of them still.
 
 # %% [markdown]
 # ## Which part does what?
