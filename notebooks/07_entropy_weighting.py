@@ -771,7 +771,22 @@ on_cub = photographs("cub")
 # %%
 on_tiny = photographs("tiny-imagenet")
 
+# %%
+entropies = [on_cub[title]["gt_known"] for title in ("BCD", "+ entropy", "+ weighted")]
+assert min(entropies) > 84 and max(entropies) - min(entropies) < 2
+assert (
+    abs(on_cub["C2AM"]["gt_known"] - on_cub["BCD"]["gt_known"]) < 2
+    and on_cub["SCR"]["gt_known"] < on_cub["BCD"]["gt_known"] - 10
+)
+
 # %% [markdown]
+# On birds:
+#
+# - **The maker of boxes does it.** C2AM's own maps are nearly thirty points above the best centred box, and as far above every method of the chapters before. (Of its settings five were tried on these birds, see above.)
+# - **The detector is as good as its teacher, and no better** with one box. If any of five boxes may hit, it gains five points more; a map has but one.
+# - **No entropy can be told from none.** The three lie within a point, their intervals are four points wide.
+# - **The regressor lags** by fifteen points after the same four epochs. PSOL trains for a hundred (cited: its released scripts), so this is a word on speed, not on what regression can reach.
+#
 # PROSE_PHOTO
 #
 # ## What it costs
@@ -892,4 +907,6 @@ assert by_eta > 4 * by_weights
 #
 # ## Summary
 #
-# SUMMARY
+# 1. **Make pseudo boxes.** DDT takes the first principal component of what the pictures of a class have in common; C2AM sorts features by contrast, without a label. Neither knows animal from ground by itself: a sign, a polarity and a threshold have to be *decided*. A threshold picked by test boxes is worth 26 points of right boxes over Otsu's on birds, and the agreement of two methods gives as much without any box.
+# 2. **Build the detector.** One regressed box must lie between two objects, for that is the cheapest answer. A binary-class detector asks each place instead. The weighted entropy asks it to be certain; with a gradient through its weight the threshold is the line between object and background, without it the line stays at one half. At the published settings it is tiny beside the supervised loss.
+# 3. **Judge the gain.** The detector bears wrong boxes that ruin the regressor, and finds animals that nobody marked. The entropy adds nothing that can be told from zero, but for slightly truer probabilities; the plain one costs recall. On birds the boxes decide: C2AM's are good, and the detector is as good as they are. And $\eta$ under gradient descent is a rate, which belongs into the table by itself.
