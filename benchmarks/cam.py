@@ -7,13 +7,11 @@ users call them and give one map a picture, resized to the picture and scaled to
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 
 import pytorch_grad_cam
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from timing import medians
 from torch import Tensor, nn
 
 from wsol_lib import maps
@@ -42,12 +40,6 @@ class Whole(nn.Module):
         return self.head({"last": self.network.forward_features(inputs)})
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def compare(localizer: CAM, images: Tensor, labels: Tensor, repeats: int) -> tuple[float, float, float]:
     """Median seconds a batch: the forward pass alone, this library, pytorch-grad-cam."""
     inputs = localizer.network.normalize(images)
@@ -59,8 +51,7 @@ def compare(localizer: CAM, images: Tensor, labels: Tensor, repeats: int) -> tup
         lambda: maps.normalize(maps.resize(localizer.localize(images, labels).maps, 224, "bilinear")),
         lambda: tool(inputs, targets),
     )
-    times = [[seconds(run) for run in runs] for _ in range(repeats + 1)][1:]  # the first one warms up
-    forward, ours, theirs = (median(column) for column in zip(*times, strict=True))
+    forward, ours, theirs = medians(runs, repeats)
     return forward, ours, theirs
 
 

@@ -9,11 +9,9 @@ compare ratios. Deformable DETR needs the package transformers.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 
 import torch
+from timing import medians, training_step
 from torchvision.models.detection.fcos import FCOSHead
 
 from wsol_lib import setup
@@ -23,19 +21,6 @@ from wsol_lib.types import Batch, Localizer
 
 CLASSES = 200
 PAPER = {"SCR": 0.331, "BCD, FCOS": 0.245, "FCOS, 200 classes": 0.382}  # seconds a batch
-Run = Callable[[], object]
-
-
-def medians(runs: list[Run], repeats: int) -> list[float]:
-    """Median seconds of each run; turn by turn, so that what else the machine does falls on all."""
-
-    def seconds(run: Run) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    times = [[seconds(run) for run in runs] for _ in range(repeats + 1)][1:]  # the first one warms up
-    return [median(column) for column in zip(*times, strict=True)]
 
 
 def with_classes(localizer: WEND) -> WEND:
@@ -61,17 +46,6 @@ def methods() -> dict[str, Localizer]:
     return found
 
 
-def step(localizer: Localizer, batch: Batch) -> Run:
-    optimizer = torch.optim.SGD(localizer.train().parameters(), lr=1e-4, momentum=0.9)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        sum(localizer.losses(batch).values()).backward()
-        optimizer.step()
-
-    return run
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=8)
@@ -81,7 +55,7 @@ def main() -> None:
     boxes = [torch.tensor([[40.0, 60, 160, 190]])] * options.batch
     batch: Batch = {"image": torch.rand(options.batch, 3, 224, 224), "pseudo_boxes": boxes}
     found = methods()
-    times = medians([step(localizer, batch) for localizer in found.values()], options.repeats)
+    times = medians([training_step(localizer, batch) for localizer in found.values()], options.repeats)
     print(f"ResNet-50, batches of {options.batch} at 224 px, medians of {options.repeats}")
     print(f"{'training step':28} {'parameters':>10} {'ms':>6} {'to SCR':>7} {'paper':>6}")
     for (title, localizer), seconds in zip(found.items(), times, strict=True):

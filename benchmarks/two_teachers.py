@@ -21,12 +21,12 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from statistics import median
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
 
 import torch
 import torch.nn.functional as F
+from timing import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -248,18 +248,6 @@ def check(name: str, method: CICAM, batch: Batch) -> None:
                 raise SystemExit(f"{name}: the step {variant!r} differs from the library's by {apart:.2g}")
 
 
-def medians(runs: list[Step], repeats: int) -> list[float]:
-    """Median seconds of each run; turn by turn, so that what else the machine does falls on all."""
-
-    def seconds(run: Step) -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-
-    times = [[seconds(run) for run in runs] for _ in range(repeats)]
-    return [median(column) for column in zip(*times, strict=True)]
-
-
 def peak(run: Step) -> float:
     """MiB of tensors that a step holds at most, above those it began with, as torch counts every allocation."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -285,7 +273,7 @@ def compare(size: int, batch_size: int, repeats: int) -> None:
         check(name, one, batch)
         runs = [step(one, batch, variant) for variant in VARIANTS]
         memory = [peak(run) for run, variant in zip(runs, VARIANTS, strict=True) if variant != "network"]
-        rows.append((medians(runs, repeats), memory))
+        rows.append((medians(runs, repeats, time.process_time), memory))
         show(name, *rows[-1])
     times, peaks = zip(*rows, strict=True)
     show("all three", [sum(column) for column in zip(*times, strict=True)], [max(c) for c in zip(*peaks, strict=True)])

@@ -9,14 +9,12 @@ score S of a mask against a plain loop over `cv2.findContours`, which must give 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import Run, medians, training_step
 from torch import Tensor
 
 from wsol_lib import setup
@@ -24,22 +22,9 @@ from wsol_lib.backbones import Backbone, create
 from wsol_lib.methods.cam import CAM
 from wsol_lib.methods.weight_map import SiameseWeightMap, TripletEmbedding, WeightMap, completeness
 from wsol_lib.recipe import Stage, load_recipe
-from wsol_lib.types import Batch, Localizer
+from wsol_lib.types import Localizer
 
 CLASSES = 200
-Run = Callable[[], object]
-
-
-def medians(runs: list[Run], repeats: int) -> list[float]:
-    """Median seconds of each run; turn by turn, so that what else the machine does falls on all."""
-
-    def seconds(run: Run) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    times = [[seconds(run) for run in runs] for _ in range(repeats + 1)][1:]  # the first one warms up
-    return [median(column) for column in zip(*times, strict=True)]
 
 
 def methods(cam: Stage, mask: Stage) -> dict[str, Localizer]:
@@ -55,18 +40,6 @@ def methods(cam: Stage, mask: Stage) -> dict[str, Localizer]:
         "method I": WeightMap(backbone(mask), classifier(), CLASSES),
         "method II": SiameseWeightMap(backbone(mask), embedding, classifier(), CLASSES),
     }
-
-
-def step(localizer: Localizer, batch: Batch) -> Run:
-    learned = [p for p in localizer.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=1e-3, momentum=0.9)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        sum(localizer.losses(batch).values()).backward()
-        optimizer.step()
-
-    return run
 
 
 def filled(run: Run) -> Run:
@@ -86,7 +59,7 @@ def compare_steps(recipe_name: str, batch_size: int, repeats: int) -> None:
     shape = (batch_size, 3, recipe.data.size, recipe.data.size)
     batch = {key: torch.rand(shape) for key in ("image", "positive", "negative")}
     batch["label"] = torch.arange(batch_size) % CLASSES
-    runs = {name: step(localizer, batch) for name, localizer in methods(cam, mask).items()}
+    runs = {name: training_step(localizer, batch) for name, localizer in methods(cam, mask).items()}
     *times, slow = medians([*runs.values(), filled(runs["method I"])], repeats)
     print(f"\n{recipe_name}: batches of {batch_size} at {recipe.data.size} px, medians of {repeats}")
     print(f"{'step':26} {'ms':>8} {'ratio':>6}  to")

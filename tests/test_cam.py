@@ -291,3 +291,12 @@ def test_a_probe_needs_a_picture_of_every_class():
     data = scenes.make(24, 0, classes=12, split="train")
     with pytest.raises(ValueError, match="no picture of class"):
         CAM.probed(create("test_resnet"), data.subset([0, 1]))
+
+
+def test_maps_that_are_already_there_give_the_same_logits():
+    small = {"stages": ["last"], "output_stride": 8, "channels": [24, 48, 64, 96], "stem_width": 16}
+    own, other = (create("resnet10t", **small).eval() for _ in range(2))
+    model, images = CAM(own, 5).eval(), torch.rand(3, 3, 32, 32)
+    expected = model.localize(images).logits
+    assert torch.equal(model.logits(images, own, own(images)), expected)
+    assert torch.equal(model.logits(images, other, other(images)), expected)

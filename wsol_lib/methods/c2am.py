@@ -95,6 +95,12 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
     return distributed.global_sum(mine[:, None, None] * rows).flatten(0, 1)
 
 
+def joined(found: dict[str, Tensor]) -> Tensor:
+    """The maps of a backbone as one, Float[B,C,h,w]; coarser ones resized bilinearly to the finest."""
+    finest = max((part.shape[-2:] for part in found.values()), key=lambda size: size.numel())
+    return torch.cat([F.interpolate(part, finest, mode="bilinear") for part in found.values()], 1)
+
+
 def border_share(foreground: Tensor) -> Tensor:
     """Which part of the outermost ring of cells of P Float[B,h,w] is above a half: Float[B]."""
     high = (foreground > 0.5).float()
@@ -147,11 +153,14 @@ class C2AM(Localizer):
             for norm in [part for part in self.modules() if isinstance(part, _BatchNorm)]:
                 norm.requires_grad_(False)
 
+    @property
+    def network(self) -> Backbone:
+        """The backbone, frozen or not."""
+        return self.backbone.module if isinstance(self.backbone, Frozen) else self.backbone
+
     def features(self, images: Tensor) -> Tensor:
-        """Pictures Float[B,3,H,W] in [0,1] to the joined maps Float[B,C,h,w], coarser ones resized bilinearly."""
-        found = list(self.backbone(images).values())
-        finest = max((part.shape[-2:] for part in found), key=lambda size: size.numel())
-        return torch.cat([F.interpolate(part, finest, mode="bilinear") for part in found], 1)
+        """The joined maps Float[B,C,h,w] of pictures Float[B,3,H,W] in [0,1]."""
+        return joined(self.backbone(images))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`negative`, `foreground` and `background`; labels are not looked at."""
@@ -176,7 +185,8 @@ class C2AM(Localizer):
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """P of each picture, or 1 - P where most of the border was foreground in training; labels are not looked at."""
         with in_eval_mode(self):
-            foreground = self.head(self.features(images))[:, 0].float()  # [B,h,w]
+            found = self.backbone(images)
+            foreground = self.head(joined(found))[:, 0].float()  # [B,h,w]
         total, count = self.border
-        logits = None if self.classifier is None else self.classifier.module.localize(images).logits
+        logits = None if self.classifier is None else self.classifier.module.logits(images, self.network, found)
         return Localization(logits, 1 - foreground if total > 0.5 * count else foreground)

@@ -189,6 +189,13 @@ class CAM(Localizer):
         """Logits Float[B,K] of pictures Float[B,3,H,W] that are already normalised (`network.normalize`)."""
         return self.head(self.network.features(inputs))
 
+    def logits(self, images: Tensor, network: Backbone, found: dict[str, Tensor]) -> Tensor:
+        """Logits Float[B,K] of pictures Float[B,3,H,W], of which `network` has already `found` the maps.
+
+        Another network's maps are of no use here: then this one's are made.
+        """
+        return self.head(found) if network is self.network else self.classify(self.network.normalize(images))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the image label: `classification`."""
         logits = self.classify(self.network.normalize(batch["image"]))  # [B,K]

@@ -103,8 +103,9 @@ class DDT(Localizer):
         Raises:
             ValueError: neither labels nor a classifier to name the class.
         """
-        logits = None if self.classifier is None else self.classifier.module.localize(images).logits
+        network, found = self.backbone.module, self.backbone(images)
+        logits = None if self.classifier is None else self.classifier.module.logits(images, network, found)
         if labels is None and logits is None:
             raise ValueError("DDT draws the map of a class: give labels, or make it with a classifier that names it")
         chosen = logits.argmax(1) if labels is None else labels  # type: ignore[union-attr]
-        return Localization(logits, project(self.features(images), self.mean[chosen], self.direction[chosen]))
+        return Localization(logits, project(found[self.stage], self.mean[chosen], self.direction[chosen]))
