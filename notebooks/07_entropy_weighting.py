@@ -17,15 +17,15 @@
 # %% [markdown]
 # # Entropy weighting
 #
-# So far a map had to become a box. Now a network gives boxes at once. It learns them from *pseudo boxes*, drawn by a method that knows no box either, and so some are wrong. Two troubles follow. A network that has one box to give cannot mark two animals. And a network that
-# believes every box learns the wrong ones too. The answer of this chapter to the first is a *detector* of one class, "object". Its answer to the second is to ask the detector for **certainty**: low entropy of its own answers, above all where it
-# hesitates. The method is WEND (Weighted ENtropy Detector; [references](../book/references.md)). Its equations 2 and 3 are printed nowhere that we could read. What stands here is a reconstruction from the text; how sure we are of each part is said beside it.
+# So far a map had to become a box. Now a network gives the box itself. It learns from *pseudo boxes*. A method that has seen no box draws them, so some are wrong. Two troubles follow. A network that has one box to give cannot mark two animals. And a network that
+# believes every box learns the wrong ones too. The answer to the first is a *detector* of one class, "object". The answer to the second is to ask the detector for **certainty**: low entropy of its own answers, above all where it
+# hesitates. The method is WEND (Weighted ENtropy Detector; [references](../book/references.md)). We found its equations 2 and 3 printed nowhere. What stands here is rebuilt from the text; beside each part we say how sure we are.
 #
 # ## Objectives
 #
 # About 70 minutes to read, two minutes to run on two cores. It needs no download; the photographs come from stored results.
 #
-# 1. **Make pseudo boxes** by DDT and by C2AM, without any box, and say what a threshold that was picked by boxes would be worth.
+# 1. **Make pseudo boxes** by DDT and by C2AM, without any box, and say what it is worth to pick the threshold by true boxes.
 # 2. **Build the detector**: why one regressed box fails on two objects, what a binary-class detector asks instead, and what the weighted entropy adds, by values and by gradients.
 # 3. **Judge the gain**: with wrong boxes put in on purpose, with one, two and four animals, and on photographs.
 
@@ -90,16 +90,17 @@ figures.gallery(
 plt.show()
 
 # %%
-overlaps = torch.stack([boxes.iou(scenes.boxes(i), box)[:, 0] for i, box in enumerate(one_box)])  # [4,2]
-assert runs["SCR"].evaluator.compute().gt_known < 40 and overlaps.max() < 0.6
+assert runs["SCR"].evaluator.compute().gt_known < 40
 
 # %% [markdown]
-# So it is. Where do pseudo boxes come from, and who can learn from them?
+# Two things pull at this box. The larger animal of a pair is not always plain to see, so the box goes between the two. And three in ten boxes lie elsewhere: a squared error answers with their mean, which is dragged to the middle of the picture. The tables below take the two apart.
+#
+# Where do pseudo boxes come from, and who can learn from them?
 
 # %% [markdown]
 # ## Boxes from what a class has in common
 #
-# Before any detector there must be boxes to learn from. **DDT**, deep descriptor transforming, draws them without training. Its question: in which direction do the features of the pictures *of one class* vary most? A class shares its animal and changes its ground, so the strongest direction should be "animal or not". It is the first principal component.
+# Before any detector there must be boxes to learn from. **DDT**, deep descriptor transforming, draws them without training. Its question: in which direction do the features of the pictures *of one class* vary most? A class shares its animal and changes its ground, so the strongest direction should be "animal or not". That direction is called the first *principal component*: the eigenvector of the covariance with the largest eigenvalue.
 #
 # First a trunk that knows something: the classifier of chapter 03, trained briefly. Then the descriptors of one species, a vector of $C$ channels at each place of each picture.
 
@@ -144,7 +145,7 @@ plt.show()
 # %% [markdown]
 # ## Boxes by contrast
 #
-# **C2AM** asks for even less: no label at all. A small head says of each place how much it is foreground, $P \in (0,1)$. A picture has then two descriptors, the mean of its features under $P$ and under $1-P$. Over a batch three things are asked: foregrounds differ from backgrounds, foregrounds are alike, backgrounds are alike.
+# **C2AM** asks for even less: no label at all. A small head says of each place how much it is foreground, $P \in (0,1)$. (Elsewhere in this book $P$ counts places; here it is the authors' letter.) A picture has then two descriptors: its features summed with the weights $P$, and with $1-P$, both divided by $hw$. Over a batch three things are asked: foregrounds differ from backgrounds, foregrounds are alike, backgrounds are alike. The first:
 
 # %%
 torch.manual_seed(0)
@@ -155,6 +156,22 @@ s = F.cosine_similarity(b[:, None], f[None], dim=2).clamp(0.0005, 0.9995)  # [B,
 negative = -(1 - s).log().mean()
 terms = c2am.contrast(some, P)
 assert torch.isclose(terms["negative"], negative, atol=1e-5)
+print(f"foregrounds differ from backgrounds: {negative:.3f}")
+
+# %% [markdown]
+# The other two look within the foregrounds and within the backgrounds. There alike pictures should count more, for two birds may well have different grounds: a pair weighs $e^{-\alpha r}$, where $r$ is its rank by likeness, the nearest 0. And what if we exchange foreground and background?
+
+
+# %%
+def alike(descriptors, alpha=0.25):
+    """How unlike the descriptors Float[B,C] are, the nearest pairs first."""
+    s = F.cosine_similarity(descriptors[:, None], descriptors[None], dim=2).clamp(0.0005, 0.9995)  # [B,B]
+    rank = s.argsort(1, descending=True).argsort(1) - 1  # [B,B], each with itself -1
+    return -(s.log() * torch.exp(-alpha * rank)).mean()
+
+
+assert torch.isclose(alike(f), terms["foreground"], atol=1e-5)
+assert torch.isclose(alike(b), terms["background"], atol=1e-5)
 swapped = c2am.contrast(some, 1 - P)
 print({name: round(term.item(), 3) for name, term in terms.items()})
 print({name: round(term.item(), 3) for name, term in swapped.items()})
@@ -168,7 +185,7 @@ total, count = contrast.border.tolist()
 print(f"foreground on the border, over {count:.0f} looks: {total / count:.2f}   turned over: {total > count / 2}")
 
 # %% [markdown]
-# How good are the maps, on 300 test pictures with one animal? Beside CAM, whose network both use, here is C2AM on a network from nothing: then no label has been used *at all*. (The paper does that with self-supervised networks, in its table 7. We have none.)
+# How good are the maps, on 300 test pictures with one animal? Beside CAM, whose network both use, here is C2AM on a frozen network with random weights: then no label has been used *at all*. (WEND's table 7 starts from self-supervised networks. We have none.)
 
 # %% tags=["nbval-ignore-output"]
 blank = engine.load_recipe("scenes/c2am", ["data.options.n=1000", "evaluate.options.n=300", "stages.cam.epochs=0",
@@ -187,10 +204,10 @@ print(f"{'best centred box':16} GT-known {floor:5.1f}")
 
 # %%
 known = {title: judge.compute().gt_known for title, judge in on_test.items()}
-assert known["C2AM"] > floor + 10 and known["DDT"] > floor + 10 and known["C2AM, no label"] < floor
+assert known["C2AM"] > floor and known["DDT"] > floor and known["C2AM, no label"] < floor
 
 # %% [markdown]
-# Both makers are a little ahead of the CAM that they grew from. Without any label C2AM is lost: it sorts features, and those of a network from nothing say nothing of animals.
+# C2AM and DDT are at least as good as the CAM they grew from, as far as 300 pictures tell. (All thresholds here are cross-fitted.) Without any label C2AM's head is lost: it sorts features, and random features say nothing of animals.
 
 # %% [markdown]
 # ## What a threshold may know
@@ -225,10 +242,10 @@ assert ddt_looked["train zero"] > 75
 
 # %% [markdown]
 # - For C2AM the test boxes are worth a great deal: 26 points of right boxes above **Otsu's** threshold, which looks at no box. (Its head keeps half of all places foreground. Half a picture is more than a bird, so Otsu's boxes are too large.)
-# - But one can do without. Take the threshold at which C2AM's boxes *agree most with DDT's*, on the training pictures. No box is asked, and as many boxes are right. Two methods that go wrong in different ways agree where both are right.
+# - One can do without here. Take the threshold at which C2AM's boxes *agree most with DDT's* on the training pictures. No box is asked, and as many boxes are right. This works because DDT's boxes are good on birds; a bad partner would choose badly.
 # - DDT brings its own threshold, zero, which serves birds well.
 #
-# So we draw C2AM's boxes at 0.7, as in the recipe. One thing must be said: five settings of C2AM (stages, rates) were tried on these birds, and their test scores were seen. What they were chosen by was not test boxes alone, but it was not blind.
+# So we draw C2AM's boxes at 0.7, as in the recipe. One thing must be said: five settings of C2AM (stages, rates) were tried on these birds with their test scores in sight. So its score there is a little too good, and we cannot say by how much.
 
 # %% [markdown]
 # ## Ask every place instead
@@ -267,21 +284,21 @@ centre = (torch.arange(8) + 0.5) * 8
 places = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1).view(-1, 2)  # [64,2], x and y
 
 
-def near_middle(boxes):
+def near_middle(objects):
     """Which of the 64 places lie in one of the boxes Float[N,4] and near its middle: Bool[64]."""
-    box = boxes[:, None]  # [N,1,4]
+    box = objects[:, None]  # [N,1,4]
     inside = ((places > box[..., :2]) & (places < box[..., 2:])).all(-1)  # [N,64]
     near = ((places - (box[..., :2] + box[..., 2:]) / 2).abs() < 1.5 * 8).all(-1)
     return (inside & near).any(0)
 
 
-wanted = torch.stack([near_middle(boxes) for boxes in batch["pseudo_boxes"]]).float()  # p*, [B,64]
+wanted = torch.stack([near_middle(taught) for taught in batch["pseudo_boxes"]]).float()  # p*, [B,64]
 print(f"of 64 places {wanted.sum(1).mean():.1f} are foreground")
 
 # %% [markdown]
 # ## Certainty as a teacher
 #
-# The detector says of each place with which probability $p$ it lies on an object. Where a pseudo box is wrong, the supervised loss teaches a wrong answer; where a second animal has no box, it teaches "background". The detector has seen many right boxes as well. So it will often *hesitate* there.
+# The detector says of each place with which probability $p$ it lies on an object. Where a pseudo box is wrong, the supervised loss teaches a wrong answer; where a second animal has no box, it teaches "background". The detector has seen many right boxes as well. So it will often *hesitate* there (answer near one half).
 # WEND adds a loss that dislikes hesitation, the **entropy** of its own answer (equation 2):
 #
 # $$E(p) = -p \ln p - (1-p) \ln (1-p)$$
@@ -322,7 +339,7 @@ for detach in (False, True):
 # %% [markdown]
 # The sample at .4 lies between the thresholds and is left alone. The sure ones (.95 and .05) hardly count any more.
 #
-# One thing the text does not say: does the gradient flow through the weight, too? It looks like a detail. Draw it.
+# One thing the text does not say: does the gradient flow through the weight, too? It looks like a detail. Draw it. (For $\gamma = 2$ and $\alpha = .25$, where it shows better than at the weights for birds.)
 
 # %%
 grid_p = torch.linspace(0.005, 0.995, 991, requires_grad=True)
@@ -354,7 +371,7 @@ for title, slope in slopes.items():
     print(f"{title:18} slope at .29, .35, .5, .7: " + " ".join(f"{value:7.4f}" for value in told))
 
 # %% [markdown]
-# - **With the gradient through the weight** (the default here) the slope is negative from $\tau_1$ on: $p$ is pushed *up*, even at .35. For there the weight falls as $p$ grows. So **the threshold is the line between object and background**.
+# - **With the gradient through the weight** (the default here) the slope is negative from $\tau_1$ on: $p$ is pushed *up*, even at .35. For there the weight falls as $p$ grows. So **the threshold is the line between object and background** (as long as it is not too low; see exercise 1).
 # - **With the weight held constant** only the entropy pushes: from .3 to .5 it pushes *down*, out of the foreground. The line stays at one half, and the threshold only decides how strongly.
 #
 # The usual code of the focal loss lets the gradient through. We do so too, and measure both.
@@ -362,22 +379,24 @@ for title, slope in slopes.items():
 # %% [markdown]
 # ## One step, by hand
 #
-# Equation 1 of the paper has the cross-entropy of every place, and for foreground places a loss of the box: here the generalised IoU, and the place's *centrality* besides, as in FCOS. (FCOS itself has the focal loss for the first. We follow the paper's equation.)
+# Equation 1 of the paper has the cross-entropy of every place, and for foreground places a loss of the box: here the generalised IoU, and the place's *centrality* besides, as in FCOS. (FCOS itself has the focal loss for the first. We follow the paper's equation; so does our Faster R-CNN. Deformable DETR keeps its focal loss.)
 #
 # $$L_{sup} = \frac{\lambda_1}{N_{cls}} \sum_i BCE(p_i, p_i^*) + \frac{\lambda_2}{N_{reg}} \sum_i p_i^* L_{reg}(t_i, t_i^*), \qquad L = \eta L_{sup} + \frac 1 N \sum_i w(p_i) E(p_i)$$
+#
+# $p_i^*$ is 1 at foreground places, $t_i$ the box that a place gives, $t_i^*$ its pseudo box; $N_{cls}$ counts all places, $N_{reg}$ the foreground ones. The paper gives no $\lambda$; both are 1 here. $\eta$ is the price of the supervised part (equation 4). In the end a box has the *score* $\sqrt{p \cdot \text{centrality}}$, and boxes are ranked by it.
 
 # %%
 torch.manual_seed(0)
 model = engine.build(engine.load_recipe("scenes/wend").stages[0], two).eval()
-found = model.losses(batch)
+said = model.losses(batch)
 p = model.detector.parts.head(model.maps(batch["image"]))["cls_logits"][..., 0].sigmoid()  # [B,64]
 by_hand = {
     "classification": model.eta * F.binary_cross_entropy(p, wanted),
     "entropy": weighted(p, **model.weights).mean(),
 }
 for name, loss in by_hand.items():
-    assert torch.isclose(found[name], loss, rtol=1e-3), (name, found[name], loss)
-print(", ".join(f"{name} {loss.item():.1e}" for name, loss in found.items()))
+    assert torch.isclose(said[name], loss, rtol=1e-3), (name, said[name], loss)
+print(", ".join(f"{name} {loss.item():.1e}" for name, loss in said.items()))
 
 # %% [markdown]
 # ## Train it
@@ -399,10 +418,40 @@ for title, floor in runs["SCR"].results["floors"].items():
 # %%
 reached = {title: run.evaluator.compute() for title, run in runs.items()}
 assert all(reached[title].gt_known > reached["SCR"].gt_known + 30 for title in ("BCD", "WEND"))
-assert reached["WEND"].recall > 60
+assert reached["WEND"].recall > 50
 
 # %% [markdown]
-# *Single* is GT-known of the surest box; *any of five* asks whether one of the five best hits an animal; *recall* counts of all animals those that are hit. The floors are at zero, for no blank box is as small as two animals. Here are the first pictures again, with WEND's boxes of at least half the score of the surest:
+# *Single* is GT-known of the surest box; *any of five* asks whether one of the five best hits an animal; *recall* counts of all animals those that are hit. The centred floors are at zero, for with two animals neither stands in the middle. And five boxes hit something even blindly. So we need another floor: five *fixed* boxes, which never look at the picture. We take them from the true boxes of training pictures, one by one, each the one that hits most animals that are not hit yet.
+
+
+# %%
+def fixed_boxes(animals):
+    """Five boxes Float[5,4] that hit as many animals as possible in 400 training pictures."""
+    world = data.load("scenes", "train", size=64, n=400, instances=animals, supervision="oracle")
+    true = torch.cat([world.boxes(i) for i in range(400)])
+    hit = boxes.iou(true, true) >= 0.5
+    chosen, left = [], torch.ones(len(true), dtype=torch.bool)
+    for _ in range(5):
+        chosen.append((hit & left).sum(1).argmax())
+        left &= ~hit[chosen[-1]]
+    return true[torch.stack(chosen)]
+
+
+blind = {}
+for animals in (1, 2, 4):
+    world, fixed = data.load("scenes", "test", size=64, n=1000, instances=animals), fixed_boxes(animals)
+    hit = [boxes.iou(world.boxes(i), fixed) >= 0.5 for i in range(len(world))]  # of [animals,5]
+    blind[str(animals)] = {"single": 100 * np.mean([h[:, 0].any().item() for h in hit]),
+                           "any of five": 100 * np.mean([h.any().item() for h in hit]),
+                           "recall": 100 * torch.cat([h.any(1) for h in hit]).float().mean().item()}  # fmt: skip
+    print(
+        f"fixed boxes, {animals} animals: "
+        + "   ".join(f"{what} {score:4.1f}" for what, score in blind[str(animals)].items())
+    )
+assert reached["WEND"].recall > blind["2"]["recall"] + 10
+
+# %% [markdown]
+# High floors, and yet the detectors are far above them. Here are the first pictures again, with WEND's boxes of at least half the score of the surest:
 
 # %% tags=["nbval-ignore-output"]
 found = runs["WEND"].localizer.localize(shown)
@@ -414,23 +463,23 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# The detector was told nothing of the second animal. Worse, it was told that there is background. It finds it all the same: to say "this fish, but not that one" it would have to remember pictures.
+# The detector was told nothing of the second animal. Worse, it was told that background is there. It finds it all the same. To leave it out it would have to compare the two: a place sees mostly its own surroundings, and an animal that is the smaller one here is the larger one elsewhere.
 #
-# And what did the entropy do? Print the size of each loss in the trained WEND, and its slope at the classifier's weights. With it the plain entropy, had it been there.
+# And what did the entropy do? Print each loss in the trained WEND, and how hard it pulls at the answers of the places: the sum of the sizes of its slopes. With them the plain entropy, had it been there.
 
 # %% tags=["nbval-ignore-output"]
-learner = runs["WEND"].localizer.train()
-parts = dict(learner.losses(batch))
-places_p = learner.detector.parts.head(learner.maps(batch["image"]))["cls_logits"].sigmoid()
-parts["(plain entropy)"] = wend.binary_entropy(places_p).mean()
-heard = {}
+learner = runs["WEND"].localizer  # in eval mode: training mode would move its batch norms
+with torch.no_grad():
+    z = learner.detector.parts.head(learner.maps(batch["image"]))["cls_logits"][..., 0]  # [B,64]
+places_p = z.requires_grad_().sigmoid()
+parts = {"supervised": learner.eta * F.binary_cross_entropy_with_logits(z, wanted),
+         "weighted entropy": wend.weighted_entropy(places_p, **learner.weights),
+         "(plain entropy)": wend.binary_entropy(places_p).mean()}  # fmt: skip
+pull = {}
 for name, loss in parts.items():
-    weight = learner.detector.parts.head.classification_head.cls_logits.weight
-    (slope,) = torch.autograd.grad(loss, weight, retain_graph=True, allow_unused=True)
-    heard[name] = 0.0 if slope is None else slope.norm().item()
-    print(f"{name:16} value {loss:.5f}   slope {heard[name]:.5f}")
-learner.eval()
-assert heard["entropy"] < 0.6 * heard["classification"] and heard["(plain entropy)"] > 5 * heard["classification"]
+    pull[name] = torch.autograd.grad(loss, z, retain_graph=True)[0].abs().sum().item()
+    print(f"{name:17} value {loss.item():.5f}   pull on the places {pull[name]:.5f}")
+assert pull["weighted entropy"] < 0.25 * pull["supervised"] < pull["(plain entropy)"]
 
 # %% [markdown]
 # The same WEND, which has never seen more than two animals, on a hundred pictures with four. A box counts if its score is at least four tenths of the best one's.
@@ -449,7 +498,7 @@ def best_boxes(pictures, share=0.4):
 in_crowds, in_pairs = best_boxes(crowds), best_boxes(pairs)
 hits = [(boxes.iou(four.boxes(i), b).amax(1) >= 0.5).sum().item() for i, b in enumerate(in_crowds)]
 print("pictures by animals found:", {k: hits.count(k) for k in range(5)})
-assert sum(h >= 2 for h in hits) > 40
+assert sum(h >= 2 for h in hits) > 25
 
 # %% [markdown]
 # Four of the pictures in which it finds most, and below them four pairs of which it misses one:
@@ -468,14 +517,14 @@ figures.gallery(
 plt.show()
 
 # %% [markdown]
-# What it misses are small animals and pairs that stand close. It was taught the larger animal of each pair only, and its places are eight pixels apart.
+# What it misses in these four are small animals and pairs that stand close. It was taught the larger animal of each pair only, and its places are eight pixels apart.
 
 # %% [markdown]
 # ## Wrong boxes on purpose
 #
-# Now the question of this chapter, in a world where the answer can be counted. Two animals in a picture, one pseudo box. None of the boxes, three in ten, or six in ten lie at a random place. Five seeds, 3,000 training and 1,000 test pictures; true boxes disturbed, so this is an experiment about noise, and no weak supervision.
+# Now the question of this chapter, in a world where the answer can be counted. Two animals in a picture, one pseudo box. None of the boxes, three in ten, or six in ten lie at a random place. Five seeds, 2,000 training and 1,000 test pictures; true boxes disturbed, so this is an experiment about noise, and no weak supervision.
 #
-# *Single*: does the surest box hit an animal (GT-known, IoU .5)? *Recall*: how many of *all* animals does one of at most five boxes hit?
+# *Single*: does the surest box hit an animal (GT-known, IoU .5)? *Recall*: how many of *all* animals does one of at most five boxes hit? The floor is that of the fixed boxes. The plain entropy has $\eta = 1$, the weighted one the paper's $1/8$. (Under Adam $\eta$ alone changes nothing, as the rows of the next section show; the plain entropy at $1/8$ comes there, too.)
 #
 # ```
 # OPTIONS="--to results/entropy_scenes.json --seeds 0,1,2,3,4"; NOISE=stages.detector.views.DisturbedBoxes.args.noise
@@ -512,8 +561,9 @@ def table(axis, cases, scores=("gt_known", "recall")):
         print(f"{'single' if score == 'gt_known' else score:11} " + "".join(f"{axis} {case:9}" for case in cases))
         for title in losses_of:
             print(f"{title:11} " + "   ".join(told(found[title, case][score]) for case in cases))
-    blank = [found["BCD", case]["best centred box gt_known"].mean() for case in cases]
-    print(f"{'blank box, single':11}" + "".join(f"{value:8.1f}" for value in blank))
+        floors = [blind[where["data.options.instances"]] for where in cases.values()]
+        what = "single" if score == "gt_known" else score
+        print(f"{'fixed boxes':11} " + "".join(f"{floor[what]:5.1f}{'':10}" for floor in floors))
     return found
 
 
@@ -530,14 +580,15 @@ for noise in ("0", "0.3", "0.6"):
 # %%
 for noise in ("0", "0.3", "0.6"):
     assert by_noise["BCD", noise]["gt_known"].min() > by_noise["SCR", noise]["gt_known"].max() + 25
-    assert abs((by_noise["+ weighted", noise]["gt_known"] - by_noise["BCD", noise]["gt_known"]).mean()) < 1.5
-    assert abs((by_noise["+ weighted", noise]["recall"] - by_noise["BCD", noise]["recall"]).mean()) < 1.5
+    for score in ("gt_known", "recall"):
+        gain = by_noise["+ weighted", noise][score] - by_noise["BCD", noise][score]
+        assert abs(gain.mean()) < grid.half_width(gain)
 assert all((by_noise["+ entropy", n]["recall"] - by_noise["BCD", n]["recall"]).mean() < -1 for n in ("0", "0.3"))
 
 # %% [markdown]
-# - **The detector is everything.** The regressor is behind from the start and sinks with the first wrong boxes. The detector hardly notices three in ten, and with six in ten wrong it still hits an animal in more than eight pictures of ten. Random boxes cancel: at each place the right answer is the most frequent one.
-# - **The weighted entropy does nothing** that we can measure, at any noise, for the single box or for the recall. We saw how small it is.
-# - **The plain entropy costs recall** while boxes are good: it makes the detector surer that the animal without a box is background. With six in ten wrong the two effects even out.
+# - **The detector is what helps.** With three in ten boxes wrong its surest box loses two points, the recall nine; the regressor loses thirty-one. Random boxes spread thin. With six in ten moved, a place on the larger animal is called foreground in about half of the pictures, a place elsewhere in six of a hundred. So $p$ falls, but the *order* of the places stays, and the surest box needs no more.
+# - **The weighted entropy does nothing** that we can measure with two animals, at any noise, for the single box or for the recall. We saw how softly it pulls.
+# - **The plain entropy costs recall**: two points at noise 0 and three at .3, for it makes the detector surer that the animal without a box is background. At noise 0 it costs a point of the single box as well. At .6 no difference can be seen.
 
 # %%
 by_count = table("animals", {n: {"data.options.instances": n, noise_key: "0.3"} for n in ("1", "2", "4")})
@@ -549,7 +600,7 @@ recalls = [by_count["BCD", n]["recall"].mean() for n in ("1", "2", "4")]
 assert recalls == sorted(recalls, reverse=True)
 
 # %% [markdown]
-# With one animal the regressor has a fair chance, and is still far behind. With four its box lies in the middle of them and hits one by luck. The detector's surest box does not care how many there are. But of four animals it finds half: each training picture called three of them background, five boxes are hardly enough for four animals, and small ones fall between its places. The plain entropy finds fewer of them still.
+# With one animal the regressor has a fair chance, and is still far behind. With four its box lies in the middle of them, and hits less than one fixed box. The detector's surest box does not care how many there are. But of four animals it finds half. Probably because each training picture called three of them background, because five boxes are hardly enough for four, and because small ones fall between its places. The plain entropy finds fewer of them still.
 
 # %% [markdown]
 # ## Which part does what?
@@ -597,9 +648,9 @@ singles = {title: row["gt_known"].mean() for title, row in found.items()}
 assert max(singles.values()) - min(singles.values()) < 3
 
 # %% [markdown]
-# **No row stands out.** All lie within two points, which is what seeds differ by. Neither the powers nor the thresholds, neither the gap nor the gradient through the weight can be told apart here: what is multiplied by a small number stays small. The one thing that moves is the plain entropy, which costs recall.
+# **No row stands out.** The single box lies within two points in all rows, which is what seeds differ by; only recall under the plain entropy is lower by more, and the five seeds above confirm it. At the paper's weights the entropy's slope is at most three tenths of the supervised one, just above $\tau$. At $\gamma = 2$ and $\alpha = .5$ it is larger than the supervised one, and still nothing moves: it shifts all $p$ but keeps their order, and boxes are ranked by order.
 #
-# One row more deserves a look: $\eta$. Adam divides each step by the size of the slope, so a price for the *whole* loss changes nothing. But the paper trains by plain gradient descent. There $\eta = 1/8$ is also **a rate eight times smaller**, and the paper has no row with $\eta$ and without entropy. Here are those rows, by SGD with momentum, three seeds:
+# One row more deserves a look: $\eta$. Without entropy $\eta$ scales the whole loss, and Adam, which divides each step by the size of the slope, does not notice it. With entropy $\eta$ also sets which of the two counts more. But the paper trains by plain gradient descent. There $\eta = 1/8$ is also **a rate eight times smaller**, and the paper has no row with $\eta$ and without entropy. Here are those rows, by SGD with momentum, three seeds:
 #
 # ```
 # wsol compare scenes/wend --to results/entropy_sgd.json --seeds 0,1,2 --vary "stages.detector.optimizer={name: sgd, lr: 0.05, \
@@ -621,7 +672,58 @@ print(f"eta alone {told(rate)}, the weighted entropy beside it {told(entropy_alo
 assert abs(rate.mean()) > 5 * abs(entropy_alone.mean())
 
 # %% [markdown]
-# Under gradient descent $\eta$ alone moves the score by many points, and the entropy beside it by a fraction of one. Here the smaller rate is a loss, for six short epochs need a larger one; in a long training that starts from ImageNet it may be a gain. Either way: **a row with $\eta$ and no entropy belongs into the table.**
+# Under gradient descent $\eta$ alone moves the score by many points, and the entropy beside it by a fraction of one. Here the smaller rate is a loss, for six short epochs need a larger one; in a long training that starts from ImageNet it may be a gain. Either way: **a row with $\eta$ and no entropy belongs in the table.**
+
+# %% [markdown]
+# ## Other detectors
+#
+# The entropy stands at the classifier of each detector: at every place (FCOS), at the sampled regions of the second stage (Faster R-CNN), at all queries of all layers (Deformable DETR). For Faster R-CNN the paper varies how many of the sampled regions are positive (Table 12). Each once, one seed; the pictures as above. The transformer learns slowly: thirty epochs, a rate of $10^{-3}$, and clipped slopes.
+#
+# ```
+# OPTIONS="--to results/entropy_detectors.json --seeds 0"
+# wsol compare scenes/wend $OPTIONS --vary "stages.detector.args={detector: faster-rcnn, options: {regions: 32, proposals: 100, \
+# width: 256, positive_fraction: 0.5}, entropy: null},..."
+# wsol compare scenes/wend $OPTIONS --set stages.detector.epochs=30 --set stages.detector.optimizer.lr=1e-3 \
+#     --set stages.detector.clip=0.1 --vary "stages.detector.args={detector: deformable-detr, options: {layers: 2, queries: 20, \
+# levels: 2, width: 64}, entropy: null},..."
+# ```
+
+# %%
+ratios = {"0.5": "1:1", "0.25": "1:3", "0.2": "1:4", "0.1667": "1:5"}
+others = {}
+for c in grid.read("entropy_detectors")["cells"].values():
+    how = c["setting"][args]
+    kind = "Faster R-CNN" if "faster" in how else "Deformable DETR"
+    share = next((f", {text}" for part, text in ratios.items() if f"positive_fraction: {part}}}" in how), "")
+    others[f"{kind}{share}{'' if 'entropy: null' in how else ' + weighted'}"] = c["scores"]
+for title, row in others.items():
+    print(
+        f"{title:31} single {row['gt_known']:5.1f}   any of five {row['gt_known_multi']:5.1f}   recall {row['recall']:5.1f}"
+    )
+
+# %% [markdown]
+# PROSE_DETECTORS
+#
+# ## How many boxes may count?
+#
+# Recall grows with the number of boxes that one may show. For its multi-box GT-known the paper sets no cap. A detector with weak suppression of neighbours, or none, may then show hundreds, and one of them will hit. Here is our WEND (FCOS, three in ten wrong, two animals, three seeds) with its surest box, with five, and with all of them:
+#
+# ```
+# wsol compare scenes/wend --to results/entropy_uncapped.json --seeds 0,1,2 --vary "evaluate.args={resize: 64, \
+# tau: cross-fit, max_boxes: 1},{resize: 64, tau: cross-fit, max_boxes: 5},{resize: 64, tau: cross-fit, max_boxes: null}"
+# ```
+
+# %%
+caps = {"one box": "1", "five": "5", "no cap": "null"}
+shown_boxes = {title: grid.over_seeds("entropy_uncapped", {"recipe": "scenes/wend",
+               "evaluate.args": f"{{resize: 64, tau: cross-fit, max_boxes: {cap}}}"}) for title, cap in caps.items()}  # fmt: skip
+for title, row in shown_boxes.items():
+    print(
+        f"{title:8} single {told(row['gt_known'])}   any {told(row['gt_known_multi'])}   recall {told(row['recall'])}"
+    )
+
+# %% [markdown]
+# PROSE_CAP
 
 # %% [markdown]
 # ## Sure, or right?
@@ -641,7 +743,7 @@ for title in ("BCD", "WEND", "plain entropy"):
     entropy = wend.binary_entropy(sure[title]).mean()
     on, off = sure[title][on_object].mean(), sure[title][~on_object].mean()
     print(f"{title:14} entropy {entropy:.3f}   mean p on animals {on:.2f}, elsewhere {off:.2f}")
-assert sure["plain entropy"][on_object].mean() < 0.1 < 0.25 < sure["WEND"][on_object].mean()
+assert sure["plain entropy"][on_object].mean() < 0.5 * sure["WEND"][on_object].mean()
 
 # %% mystnb={"image": {"alt": "Share of places on an animal over p. The curves of BCD and WEND lie on each other and far above the diagonal: where p says one half, more than eight in ten places are on an animal. The plain entropy has a single point, at p of nearly zero."}}
 figure, axis = plt.subplots(figsize=(5.4, 4))
@@ -655,9 +757,9 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# - The two detectors are **too modest**: where they say one half, more than eight in ten places lie on an animal. They were taught on pictures where the second animal is called background, so one half is what they saw. That is no fault of the network.
+# - The two detectors are **too modest**: where they say one half, more than eight in ten places lie on an animal. They were taught on pictures where the second animal is called background, so one half is what they saw. The network says what it was taught.
 # - **WEND is no surer than BCD**, and its curve is nearly the same.
-# - **The plain entropy at this $\eta$ ruins the probabilities**: all $p$ go to zero. With seven eighths of the supervised loss taken away, the easiest way to certainty is to call everything background. That is what the weights are good for. The *order* of the places survives, and with it the boxes (see the row in the last section): a score need not be a probability to be useful.
+# - **The plain entropy at this $\eta$ ruins the probabilities**: all $p$ go to zero. With so little supervised loss each $p$ goes to that end on which side of one half its taught share lies. On animals that share is just below a half (the second animal is taught as background, and three in ten boxes are moved), so everything goes to zero. That is what the weights are good for. The *order* of the places survives, and with it the boxes (see the row *entropy, eta .125* under *Which part does what?*): a score need not be a probability to be useful.
 #
 # The same of the five seeds of the table above, where the plain entropy had the whole supervised loss beside it. The *calibration error* is the mean distance of $p$ from the share that is right, over all places.
 #
@@ -682,11 +784,11 @@ for n in ("0", "0.3", "0.6"):
     assert -0.6 < gap["+ weighted"].mean() < -grid.half_width(gap["+ weighted"])
 
 # %% [markdown]
-# The plain entropy halves the entropy of the answers, and is *further* from the truth at each noise: surer, and not righter. The weighted one brings the probabilities a little nearer to the truth: by less than half a point, but at each noise by more than its interval. It is the only good of it that we can measure.
+# The plain entropy halves the entropy of the answers, and is *further* from the truth at each noise: surer, and not righter. The weighted one brings the probabilities a little nearer to the truth: by less than half a point, but at each noise by more than its interval. It is the only good of it that we can measure, and small in any case.
 #
 # ## Epoch by epoch
 #
-# The paper's figures 3 and 4 show GT-known over the epochs with and without entropy: with it the curve falls later. Wrong boxes are learned late, so a long training should show it. Twelve epochs, twice as many as above; three seeds, 500 test pictures each epoch.
+# The paper's figures 3 and 4 show GT-known over the epochs with and without entropy: with it the curve falls later. Does ours fall at all in twelve epochs, twice as many as above? Three seeds, 500 test pictures each epoch; to look, not to choose.
 #
 # ```
 # python -m tools.mask_epochs scenes/wend --to results/entropy_epochs.json --seeds 0,1,2 --set stages.detector.epochs=12 \
@@ -713,7 +815,7 @@ plt.show()
 #
 # ## Without any true box
 #
-# Back to weak supervision. `scenes/wend-ddt` has no true box anywhere: a classifier learns from labels, DDT draws boxes in its features, the detector learns from those, and the classifier names what it finds. Three seeds; one animal a picture.
+# Back to weak supervision. `scenes/wend-ddt` has no true box anywhere: a classifier learns from labels, DDT draws boxes in its features, the detector learns from those, and the classifier names what it finds. Three seeds, 3,000 training pictures, one animal a picture. (The regressor has the detector's six epochs and low rate here; it is not the SCR of the tables above.)
 #
 # ```
 # OPTIONS="--to results/entropy_pipeline.json --seeds 0,1,2"
@@ -731,32 +833,42 @@ for title, row in piped.items():
     five = "" if np.isnan(row["recall"]).any() else f"   any of five {told(row['gt_known_multi'])}"
     print(f"{title:14} single {told(row['gt_known'])}   Top-1 Loc {told(row['top1_loc'])}{five}")
 print(f"{'blank box':14} single {piped['SCR']['best centred box gt_known'].mean():5.1f}")
+print(f"{'fixed boxes':14} single {blind['1']['single']:5.1f}{'':26}any of five {blind['1']['any of five']:5.1f}")
+first = next(
+    c
+    for c in grid.read("entropy_pipeline")["cells"].values()
+    if c["setting"].get(args) == "{detector: fcos, entropy: null}" and c["seed"] == 0
+)
+print(f"BCD of the first seed: {first['scores']['gt_known']:.1f}")
 drawn_by = {c["name"]: c["scores"] for c in grid.read("entropy_pseudo_scenes")["cells"].values()}["scenes/ddt"]
-print(f"right at zero: {drawn_by['train zero']:.1f} % of the training boxes, {drawn_by['test zero']:.1f} % on test pictures")
+print(
+    f"right at zero: {drawn_by['train zero']:.1f} % of the training boxes, {drawn_by['test zero']:.1f} % on test pictures"
+)
 
 # %%
 drawn = pseudo.boxes_from_maps(engine.localize(ddt_method, single, progress=False).maps, single.image_sizes, "zero")
 sides = torch.stack([torch.stack([b[0, 2:] - b[0, :2] for b in (box, single.boxes(i))]) for i, box in enumerate(drawn)])
 ratio = sides.prod(2)[:, 0] / sides.prod(2)[:, 1]  # [N], area of DDT's box by that of the animal
-print(f"DDT's box is {ratio.median():.1f} times as large as the animal (median); larger in {100 * (ratio > 1).float().mean():.0f} %")
-assert ratio.median() > 1.4
+print(
+    f"DDT's box is {ratio.median():.1f} times as large as the animal (median); larger in {100 * (ratio > 1).float().mean():.0f} %"
+)
+assert ratio.median() > 1.1
 assert all(
     (piped["DDT's own map"]["gt_known"] - piped[t]["gt_known"]).min() > 5 and piped[t]["gt_known"].mean() < 35
     for t in detectors
 )
 
 # %% [markdown]
-# A sobering row. With *six in ten* boxes put at random the detector was right in 86 of 100 pictures. Here six in ten are wrong again, and it is right in 30: hardly more than a blank box, and *less often than the boxes it was taught*. No entropy changes that. The difference is how the boxes are wrong. DDT's are wrong
-# **in the same way**: nearly all too large, for eight by eight places are blurred by the trunk, and zero is a low threshold here. What is the same in most boxes is no noise; it is the lesson. (DDT's own row has an advantage besides: its threshold is cross-fitted, that is, chosen by boxes of other test pictures.)
+# About as many boxes were wrong in the experiment with six in ten moved, though with two animals to hit, and there the detector was right in 86 of 100. Here it is right in 30, which is hardly more than a blank box, and *less* than the boxes it was taught (the first seed: 28.7 against 36.3 on test pictures). No entropy changes that. What differs is **how** the boxes are wrong: most of DDT's are too large, and what most boxes share is no noise; it is the lesson. (DDT's own row has an advantage besides: its threshold is cross-fitted, that is, chosen by boxes of other test pictures.)
 #
-# One thing the detector does bring: among five boxes there is a right one in every second picture. It knows smaller answers, and ranks them low.
+# Among five boxes there is a right one in every second picture. That says nothing: five fixed boxes do as well.
 #
 # So on scenes the road from labels to boxes is not better than the maps it starts from. Better boxes are needed first. The photographs have them.
 
 # %% [markdown]
 # ## Real photographs
 #
-# `cub/wend-lite0` and `tiny-imagenet/wend-lite0` put all parts together: C2AM on a frozen EfficientNet-Lite0 draws the pseudo boxes, FCOS on a pyramid of two maps learns from them for four epochs on birds and two on Tiny-ImageNet, and a classifier names. C2AM and the detector see no label of these pictures at all; the network behind both has seen ImageNet's. Whole pictures, all test pictures, one seed; the interval is over pictures.
+# `cub/wend-lite0` and `tiny-imagenet/wend-lite0` put all parts together: C2AM on a frozen EfficientNet-Lite0 draws the pseudo boxes, FCOS on a pyramid of two maps learns from them for four epochs on birds and two on Tiny-ImageNet, and a classifier names. Neither C2AM nor the detector is trained on a label. But the threshold .7 comes from DDT, which uses the class labels of the birds, and the network behind all of it has seen ImageNet's. Whole pictures, all test pictures, one seed; the interval is over pictures.
 #
 # ```
 # F="detector: fcos, neck: fpn, width: 128"
@@ -766,6 +878,10 @@ assert all(
 #     OPTIONS="--to results/entropy_$data.json --seeds 0"
 #     wsol compare $data/c2am-lite0 $OPTIONS; wsol compare $data/scr-lite0 $OPTIONS
 #     wsol compare $data/wend-lite0 $OPTIONS --vary "$LOSSES"; done
+# wsol compare cub/wend-lite0 --to results/entropy_cub.json --seeds 0 --vary "stages.detector.args=\
+# {$F, entropy: null, freeze_backbone: true},..."    # and cub/scr-lite0
+# wsol compare cub/wend-lite0 --to results/entropy_cub_threshold.json --seeds 0 --set "stages.detector.args={$F, entropy: null}" \
+#     --vary stages.detector.views.PseudoBoxes.args.threshold=otsu
 # ```
 
 
@@ -788,6 +904,11 @@ def photographs(name):
 on_cub = photographs("cub")
 
 # %%
+(by_otsu,) = grid.read("entropy_cub_threshold")["cells"].values()
+(low, high), otsu = by_otsu["intervals"]["gt_known"], by_otsu["scores"]["gt_known"]
+print(f"BCD from Otsu's boxes: GT-known {otsu:.1f} [{low:.1f}, {high:.1f}], n = {by_otsu['n']}")
+
+# %%
 on_tiny = photographs("tiny-imagenet")
 
 # %%
@@ -801,12 +922,14 @@ assert (
 # %% [markdown]
 # On birds:
 #
-# - **The maker of boxes does it.** C2AM's own maps are nearly thirty points above the best centred box, and as far above every method of the chapters before. (Of its settings five were tried on these birds, see above.)
-# - **The detector is as good as its teacher, and no better** with one box. If any of five boxes may hit, it gains five points more; a map has but one.
-# - **No entropy can be told from none.** The three lie within a point, their intervals are four points wide.
+# - **The pseudo boxes decide.** C2AM's own maps are 28 points above the best centred box, and 18 above the best trained method of the chapters before (the weight map, 68.5). (Of C2AM's settings five were tried on these birds, see above.)
+# - **The detector is about as good as its teacher** with one box: 86.2, against 85.4 for C2AM's maps at the same fixed threshold and 86.5 at one cross-fitted on test boxes. Any of five boxes gives 3.5 to 5 points more; a map has but one.
+# - **It does not mend boxes that are wrong alike.** Taught with Otsu's boxes it falls to 45, below the 55 of those boxes on the same test pictures.
+# - **No entropy can be told from none.** The three lie within a point, their intervals are four points wide, and this is one seed.
+# - **A frozen trunk does as well** (the paper's Table 6; one seed, and the pyramid and the heads still learn).
 # - **The regressor lags** by fifteen points after the same four epochs. PSOL trains for a hundred (cited: its released scripts), so this is a word on speed, not on what regression can reach.
 #
-# PROSE_PHOTO
+# PROSE_PHOTO (Tiny: C2AM, BCD not above the blank box)
 #
 # ## What it costs
 #
@@ -837,12 +960,10 @@ for title, gt_known in published:
 # %%
 known = dict(published)
 by_eta = known["Faster R-CNN + weighted, table 10"] - known["Faster R-CNN + weighted, eta 1, table 4"]
-by_weights = known["Faster R-CNN + weighted, eta 1, table 4"] - known["Faster R-CNN"]
-print(f"weighted entropy at eta 1: {by_weights:+.2f}; from eta 1 to eta 1/8: {by_eta:+.2f}")
-assert by_eta > 4 * by_weights
+print(f"from eta 1 to eta 1/8: {by_eta:+.2f}")
 
 # %% [markdown]
-# In the paper's own tables most of the gain on birds comes with $\eta$, and not with the entropy at the usual price. That fits what we saw: the weighted entropy is small, and $\eta$ is a rate. (Their tables 2 and 4 differ by more than half a point at the same setting.)
+# From $\eta = 1$ to $1/8$ the paper gains a point. Two things change there at once: the rate, and the weight of the entropy beside the supervised loss. Its table 10 puts the plain entropy between Faster R-CNN and the weighted one. Which part is the rate only a row without entropy could say. (Its tables 2 and 4 differ by more than half a point at one setting, so smaller differences between tables mean nothing.)
 #
 # | | paper | here |
 # |---|---|---|
@@ -850,7 +971,7 @@ assert by_eta > 4 * by_weights
 # | detector | Faster R-CNN, FCOS, CLN, Deformable DETR | FCOS; the others once; CLN is not described well enough to be built |
 # | trunk | ResNet-50, DenseNet-161 | a narrow ResNet from nothing; EfficientNet-Lite0 |
 # | training | 50 epochs by SGD, crops of 256 to 224 | 6 epochs by AdamW; photographs 4 and 2 |
-# | boxes that count | no cap | at most five |
+# | boxes that count | one; five for Top-5; no cap for GT-known of several | one; at most five |
 # | frame | 256 to 224 | whole picture |
 #
 # The paper's recipes are `cub/wend-resnet50-faster-rcnn`, `cub/wend-resnet50-fcos`, `cub/wend-resnet50-deformable-detr` and their likes for ILSVRC. They need a GPU, and we have not run them.
@@ -858,10 +979,10 @@ assert by_eta > 4 * by_weights
 # ## Where it breaks
 #
 # - **A detector is as good as its boxes.** On birds it does not beat the maps that it learned from, as long as one box counts.
-# - **Errors that agree are learned.** Random wrong boxes cancel. A maker that boxes every head teaches heads, and certainty makes it worse.
-# - **Certainty can be had cheaply**, by calling everything background. The plain entropy does so as soon as the supervised loss is weak. The boxes survive it, the probabilities do not.
+# - **Errors that agree are learned.** Random wrong boxes spread thin. A maker that boxes every head teaches heads.
+# - **Certainty can be had cheaply**, by sending every $p$ to the nearer end. The plain entropy does so as soon as the supervised loss is weak. The boxes survive it, the probabilities do not.
 # - **Small objects fall through.** A box smaller than a stride may hold no place, and then its picture teaches background only. At stride 32 that is a bird of 30 pixels.
-# - **What has no box is background.** The detector forgives that for the second animal of each pair; its confidence does not recover.
+# - **What has no box is background.** The detector forgives that for the second animal of each pair, but it is less sure of all animals.
 #
 # ## Exercises
 #
@@ -897,9 +1018,14 @@ assert by_eta > 4 * by_weights
 #     return wend.weighted_entropy(p, alpha, gamma, tau1, tau2) * p.numel() / counts.sum().clamp(min=1)
 #
 #
-# p = torch.rand(1000)
+# learner = runs["WEND"].localizer
+# p = learner.detector.parts.head(learner.maps(batch["image"]))["cls_logits"].sigmoid()
+# weight = learner.detector.parts.head.classification_head.cls_logits.weight
 # for gap in ((0.3, 0.3), (0.5, 0.1)):
-#     print(gap, wend.weighted_entropy(p, 0.1, 6, *gap).item(), over_those_that_count(p, 0.1, 6, *gap).item())
+#     for title, mean in (("all", wend.weighted_entropy), ("those that count", over_those_that_count)):
+#         loss = mean(p, 0.1, 6, *gap)
+#         (slope,) = torch.autograd.grad(loss, weight, retain_graph=True)
+#         print(gap, title, loss.item(), slope.norm().item())
 # ```
 #
 # </details>
@@ -910,7 +1036,7 @@ assert by_eta > 4 * by_weights
 #
 # <details><summary>Solution</summary>
 #
-# Random errors cancel, for at each place the right answer is still the most frequent one. A systematic error *is* an answer: from about half of the boxes on, the network learns quarters. No entropy can help, since it makes sure what is already likely.
+# Longer than one would think. A quarter has its middle elsewhere than the animal, so it teaches *other* places. With six in ten quarters the places in the middle of the animal are still the surest, and answer with the whole animal. With eight in ten the places of the quarters are surer, and the score falls by half. Boxes like DDT's, too large around the same middle, leave no such way out. No entropy can help, since it makes sure what is already likely.
 #
 # ```python
 # class Quarters(views.DisturbedBoxes):
@@ -920,6 +1046,15 @@ assert by_eta > 4 * by_weights
 #         for i in wrong.nonzero()[:, 0].tolist():
 #             box = self.pseudo_boxes[i]
 #             self.pseudo_boxes[i] = torch.cat([box[:, :2], (box[:, :2] + box[:, 2:]) / 2], 1)
+#
+#
+# views.Quarters = Quarters
+# crop = "{name: Augmented, args: {resize: 72, crop: 64}}"
+# for noise in (0.2, 0.4, 0.6, 0.8):
+#     more = ["data.options.instances=1", "stages.detector.args={entropy: null}",
+#             f"stages.detector.views=[{{name: Quarters, args: {{noise: {noise}}}}}, {crop}]"]
+#     run = engine.run(engine.load_recipe("scenes/wend", [*small, *more]), folder.name, progress=False)
+#     print(noise, run.evaluator.compute().gt_known)
 # ```
 #
 # </details>
@@ -927,5 +1062,5 @@ assert by_eta > 4 * by_weights
 # ## Summary
 #
 # 1. **Make pseudo boxes.** DDT takes the first principal component of what the pictures of a class have in common; C2AM sorts features by contrast, without a label. Neither knows animal from ground by itself: a sign, a polarity and a threshold have to be *decided*. A threshold picked by test boxes is worth 26 points of right boxes over Otsu's on birds, and the agreement of two methods gives as much without any box.
-# 2. **Build the detector.** One regressed box must lie between two objects, for that is the cheapest answer. A binary-class detector asks each place instead. The weighted entropy asks it to be certain; with a gradient through its weight the threshold is the line between object and background, without it the line stays at one half. At the published settings it is tiny beside the supervised loss.
-# 3. **Judge the gain.** The detector bears wrong boxes that ruin the regressor, and finds animals that nobody marked. The entropy adds nothing that can be told from zero, but for slightly truer probabilities; the plain one costs recall. On birds the boxes decide: C2AM's are good, and the detector is as good as they are. And $\eta$ under gradient descent is a rate, which belongs into the table by itself.
+# 2. **Build the detector.** One regressed box that is asked for either of two objects answers with their mean, and wrong boxes drag it to the middle of the picture. A binary-class detector asks each place instead. The weighted entropy asks it to be certain; with a gradient through its weight the threshold is the line between object and background, if it is not too low; without it the line stays at one half. At the published settings it is small beside the supervised loss.
+# 3. **Judge the gain.** The detector bears random wrong boxes that ruin the regressor, and finds animals that nobody marked. Boxes that are wrong alike it learns. The entropy adds nothing that can be told from zero, but perhaps slightly truer probabilities; the plain one costs recall. On photographs the pseudo boxes decide: on birds C2AM's are good, and the detector is as good as they are; on Tiny-ImageNet SUMMARY_TINY. And $\eta$ under gradient descent is a rate, which belongs in the table by itself.
