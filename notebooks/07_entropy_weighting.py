@@ -699,7 +699,7 @@ for c in grid.read("entropy_detectors")["cells"].values():
     others[f"{kind}{share}{'' if 'entropy: null' in how else ' + weighted'}"] = c["scores"]
 for title, row in others.items():
     print(
-        f"{title:31} single {row['gt_known']:5.1f}   any of five {row['gt_known_multi']:5.1f}   recall {row['recall']:5.1f}"
+        f"{title:31} single {row['gt_known']:5.1f}   of five {row['gt_known_multi']:5.1f}   recall {row['recall']:5.1f}"
     )
 
 # %% [markdown]
@@ -724,7 +724,7 @@ for title, row in shown_boxes.items():
     )
 
 # %% [markdown]
-# PROSE_CAP
+# From one box to five the recall grows by nearly thirty points, as it must: one box cannot hit two animals. From five to all of them it grows by two. Our FCOS suppresses boxes that overlap, so it shows few. For this detector the cap of five is mild.
 
 # %% [markdown]
 # ## Sure, or right?
@@ -796,23 +796,30 @@ for n in ("0", "0.3", "0.6"):
 #     --vary "$LOSSES" --vary $NOISE=0.3,0.6
 # ```
 
-# %% mystnb={"image": {"alt": "EPOCHS_ALT"}}
+# %% mystnb={"image": {"alt": "Two panels, noise 0.3 and 0.6: GT-known over twelve epochs for BCD, with the plain and with the weighted entropy. In both the three curves rise together, flatten after the eighth epoch, and none falls."}}
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-last = {}
+ends = {}
 for axis, noise in zip(axes, ("0.3", "0.6"), strict=True):
     for title, style in zip(detectors, ("-", "--", ":"), strict=True):
         alike = {**losses_of[title], noise_key: noise}
         cells = [c for c in grid.read("entropy_epochs")["cells"].values() if c["setting"] == alike]
         paths = np.array([[epoch["gt_known"] for epoch in c["epochs"]] for c in cells])  # [seeds,epochs]
-        last[title, noise] = paths[:, -1] - paths.max(1)
+        ends[title, noise] = paths
         axis.plot(range(1, 13), paths.mean(0), style, label=title)
     axis.set(title=f"noise {noise}", xlabel="epoch")
 axes[0].set_ylabel("GT-known, per cent")
 axes[0].legend()
 plt.show()
 
+# %%
+for (title, noise), path in ends.items():
+    print(
+        f"noise {noise} {title:11} after 12 epochs {told(path[:, -1])}   below its best {told(path.max(1) - path[:, -1])}"
+    )
+    assert (path.max(1) - path[:, -1]).mean() < 2
+
 # %% [markdown]
-# PROSE_EPOCHS
+# No curve falls, with or without entropy, and the three end together. So here wrong boxes are not learned late, for they have nothing in common. The curves show another thing: after six epochs training was not finished. With twice as many the surest box is right in 96 pictures of 100 at noise .3, and in 92 at .6, three and six more than in the tables above. Part of what noise costs there is patience.
 #
 # ## Without any true box
 #
@@ -831,8 +838,8 @@ whole = {"DDT's own map": {"recipe": "scenes/ddt"}, "SCR": {"recipe": "scenes/we
 whole |= {title: {**losses_of[title], "recipe": "scenes/wend-ddt"} for title in detectors}
 piped = {title: grid.over_seeds("entropy_pipeline", row) for title, row in whole.items()}
 for title, row in piped.items():
-    five = "" if np.isnan(row["recall"]).any() else f"   of five {told(row['gt_known_multi'])}"
-    print(f"{title:13} single {told(row['gt_known'])}   Top-1 Loc {told(row['top1_loc'])}{five}")
+    five = "" if np.isnan(row["recall"]).any() else f"  of five {told(row['gt_known_multi'])}"
+    print(f"{title:13} single {told(row['gt_known'])}  Top-1 Loc {told(row['top1_loc'])}{five}")
 blank = piped["SCR"]["best centred box gt_known"].mean()
 print(f"{'blank box':13} single {blank:5.1f}")
 print(f"{'fixed boxes':13} single {blind['1']['single']:5.1f}   of five {blind['1']['any of five']:5.1f}")
@@ -954,7 +961,11 @@ assert (
 # - **A frozen trunk does as well** (the paper's Table 6; one seed, and the pyramid and the heads still learn).
 # - **The regressor lags** by fifteen points after the same four epochs. PSOL trains for a hundred (cited: its released scripts), so this is a word on speed, not on what regression can reach.
 #
-# PROSE_PHOTO (Tiny: C2AM, BCD not above the blank box)
+# On Tiny-ImageNet and ILSVRC-mini:
+#
+# - **Nothing beats a blank box.** C2AM's maps and all detectors taught by them lie within two points of it, or below. The plain CAM of the same network has more (chapter 03). Nor was the threshold of the birds good here: at 0.7 fewer than half of the training boxes are right; at the one where they agree most with DDT's it is 55 in 100. C2AM's contrast finds what all pictures of a set have in common against their grounds. Fifty birds share more than two hundred kinds of things; that is our guess at the cause.
+# - **Better boxes alone do not help.** CAM's are right in six of ten training pictures, and the detector taught by them is not better than that taught by C2AM's. PHOTO_CAM2
+# - **The regressor is below the full box** on either set, after two epochs.
 #
 # ## What it costs
 #
