@@ -673,29 +673,33 @@ assert abs(rate.mean()) > 5 * abs(entropy_alone.mean())
 # %% [markdown]
 # ## Other detectors
 #
-# The entropy stands at the classifier of each detector: at every place (FCOS), at the sampled regions of the second stage (Faster R-CNN), at all queries of all layers (Deformable DETR). For Faster R-CNN the paper varies how many of the sampled regions are positive (Table 12). Each once, one seed; the pictures as above. The transformer learns slowly: thirty epochs, a rate of $10^{-3}$, and clipped slopes.
+# The entropy stands at the classifier of each detector: at every place (FCOS), at the sampled regions of the second stage (Faster R-CNN), at all queries of all layers (Deformable DETR). For Faster R-CNN the paper varies how many of the sampled regions are positive (Table 12). Faster R-CNN once, Deformable DETR with three seeds; the pictures as above. The transformer learns slowly: thirty epochs, a rate of $10^{-3}$, and clipped slopes.
 #
 # ```
-# OPTIONS="--to results/entropy_detectors.json --seeds 0"
-# wsol compare scenes/wend $OPTIONS --vary "stages.detector.args={detector: faster-rcnn, options: {regions: 32, proposals: 100, \
+# OPTIONS="--to results/entropy_detectors.json"
+# wsol compare scenes/wend $OPTIONS --seeds 0 --vary "stages.detector.args={detector: faster-rcnn, options: {regions: 32, proposals: 100, \
 # width: 256, positive_fraction: 0.5}, entropy: null},..."
-# wsol compare scenes/wend $OPTIONS --set stages.detector.epochs=30 --set stages.detector.optimizer.lr=1e-3 \
+# wsol compare scenes/wend $OPTIONS --seeds 0,1,2 --set stages.detector.epochs=30 --set stages.detector.optimizer.lr=1e-3 \
 #     --set stages.detector.clip=0.1 --vary "stages.detector.args={detector: deformable-detr, options: {layers: 2, queries: 20, \
 # levels: 2, width: 64}, entropy: null},..."
 # ```
 
 # %%
 ratios = {"0.5": "1:1", "0.25": "1:3", "0.2": "1:4", "0.1667": "1:5"}
-others = {}
+detr_runs = {}
 for c in grid.read("entropy_detectors")["cells"].values():
-    how = c["setting"][args]
-    kind = "Faster R-CNN" if "faster" in how else "Deformable DETR"
-    share = next((f", {text}" for part, text in ratios.items() if f"positive_fraction: {part}}}" in how), "")
-    others[f"{kind}{share}{'' if 'entropy: null' in how else ' + weighted'}"] = c["scores"]
-for title, row in others.items():
-    print(
-        f"{title:31} single {row['gt_known']:5.1f}   of five {row['gt_known_multi']:5.1f}   recall {row['recall']:5.1f}"
-    )
+    how, row = c["setting"][args], c["scores"]
+    with_entropy = "BCD" if "entropy: null" in how else "+ weighted"
+    if "faster" in how:
+        share = next(text for part, text in ratios.items() if f"positive_fraction: {part}}}" in how)
+        print(f"Faster R-CNN {share} {with_entropy:11} single {row['gt_known']:5.1f}   recall {row['recall']:5.1f}")
+    else:
+        detr_runs.setdefault(with_entropy, []).append((row["gt_known"], row["recall"]))
+
+# %%
+for title, pairs in detr_runs.items():
+    for score, values in zip(("single", "recall"), np.array(pairs).T, strict=True):
+        print(f"Deformable DETR {title:11} {score} by seed: " + " ".join(f"{value:5.1f}" for value in values))
 
 # %% [markdown]
 # PROSE_DETECTORS
