@@ -241,6 +241,8 @@ def test_a_score_table_begins_with_the_floors_and_gives_intervals_to_what_was_me
     assert floor.split() == ["full", "box", "30.00", "20.00", "21.00"]
     assert cam.split() == ["CAM", "30.00", "20.00", "40.00", "[35.0,", "45.0]", "5.00"]
     assert mask.split()[3] == "60.00"
+    nameless = grid.score_table({"mask": {**cell, "scores": {**scores(60), "top1_loc": None}}}).splitlines()[-1]
+    assert nameless.split() == ["mask", "30.00", "20.00", "60.00", "[35.0,", "45.0]"]
     assert list(grid.with_floors({"CAM": cell})) == ["full box", "CAM"]
 
 

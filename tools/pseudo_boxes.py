@@ -6,8 +6,8 @@ For each threshold the share of boxes, of the training and of the test pictures,
 These are looked up with true boxes, to report them; nothing is trained on them. Published corners are taken as they
 are: where their ends are inclusive (Tiny-ImageNet), a box drawn exactly scores a little below 1.
 
-`--beside` names a recipe with maps of its own: how much the boxes of the training pictures agree with its boxes, for
-which no true box is needed.
+`--beside` names a recipe with maps of its own: how much the boxes of the training pictures agree with its boxes of the
+same pictures, for which no true box is needed.
 """
 
 from __future__ import annotations
@@ -50,22 +50,21 @@ def judge(recipe: Recipe, out: Path, beside: Recipe | None = None) -> dict[str, 
     result = engine.run(recipe, out, progress=False)
     assert recipe.evaluate is not None
     scores = {}
-    others = None if beside is None else reference(beside, out)
     for split in ("train", recipe.evaluate.split):
         seen = pictures(recipe, split)
         maps = engine.localize(result.localizer, seen, progress=False).maps
         truth = [seen.boxes(i) for i in range(len(seen))]
+        others = reference(beside, seen, out) if beside is not None and split == "train" else None
         for threshold in THRESHOLDS:
             drawn = boxes_from_maps(maps, seen.image_sizes, threshold)
             scores[f"{split} {threshold}"] = 100 * (overlaps(drawn, truth) >= 0.5).double().mean().item()
-            if others is not None and split == "train":
+            if others is not None:
                 scores[f"agreement {threshold}"] = overlaps(drawn, others).double().mean().item()
     return {**(result.results or {}), "scores": scores, "floors": {}, "intervals": {}}
 
 
-def reference(recipe: Recipe, out: Path) -> list[Tensor]:
-    """Boxes of a recipe's maps of its training pictures, where they are above 0."""
-    seen = pictures(recipe, "train")
+def reference(recipe: Recipe, seen: WsolDataset, out: Path) -> list[Tensor]:
+    """Boxes of a recipe's maps of these pictures, where they are above 0."""
     unmeasured = recipe.model_copy(update={"evaluate": None})
     maps = engine.localize(engine.run(unmeasured, out, progress=False).localizer, seen, progress=False).maps
     return boxes_from_maps(maps, seen.image_sizes, "zero")

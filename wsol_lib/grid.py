@@ -172,6 +172,8 @@ def with_floors(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 def score_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Boxes' scores as text, a row each: data and number of pictures, the floors, and the cells with a 95 % interval.
 
+    Top-1 Loc stays empty for a method that names no class.
+
     Args:
         measured: as for `with_floors`.
     """
@@ -180,7 +182,8 @@ def score_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     for title, row in with_floors(measured).items():
         scores, ends = row["scores"], row["intervals"].get("gt_known")
         line = f"{title:18} {scores['max_box_acc']:6.2f} {scores['max_box_acc_v2']:8.2f} {scores['gt_known']:7.2f}  "
-        lines.append(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}] {scores['top1_loc']:9.2f}" if ends else ""))
+        named = "" if scores["top1_loc"] is None else f" {scores['top1_loc']:9.2f}"
+        lines.append(line + (f"[{ends[0]:.1f}, {ends[1]:.1f}]{named}" if ends else ""))
     return "\n".join(lines)
 
 
