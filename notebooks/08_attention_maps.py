@@ -1,0 +1,228 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+
+# %% [markdown]
+# # Attention as a map
+#
+# A convolution looks at a neighbourhood. A *vision transformer* lets every part of a picture ask every other part. Who looks at whom is a table of numbers, the **attention**, and a row of such a table can be drawn over the picture like a map. It looks as if it showed the object. This chapter opens a transformer,
+# draws its attention layer by layer, asks what the drawing is worth, and builds TS-CAM, which makes a localizer of it (Gao et al. 2021; [references](../book/references.md)).
+#
+# ## Objectives
+#
+# About 60 minutes to read, two minutes to run on two cores. It needs no download; the photographs come from stored results.
+#
+# 1. **Open a vision transformer**: patches, tokens, and the row of the attention that belongs to the class token, by hand.
+# 2. **Build TS-CAM**: roll the attention up over layers, let the patches classify, and couple the two.
+# 3. **Judge it**: against CAM on the same transformer, against either half of TS-CAM alone, and against the floors.
+
+# %%
+import importlib.util, subprocess, sys
+
+if importlib.util.find_spec("wsol_lib") is None:  # in Colab; the torch that is there stays
+    source = "git+https://github.com/wsol-book/wsol-book"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", source])
+
+from wsol_lib import setup
+
+setup(seed=0)
+
+# %%
+import tempfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wsol_lib import backbones, boxes, data, engine, figures, grid, maps
+from wsol_lib.methods import ts_cam
+
+figures.style()
+
+# %% [markdown]
+# ## CAM on a transformer
+#
+# [Chapter 03](03_class_activation_maps.ipynb) drew a map from the last features of a convolutional network: each place says how much it speaks for the class. A transformer has last features, too, one vector for each patch of eight by eight pixels. So take the recipe of CAM and put a transformer into it. It does not start from nothing: `wsol:scenes-vit` are weights of this book, learned in another world with other species (see *Where the weights come from* below).
+
+# %% tags=["nbval-ignore-output"]
+folder = tempfile.TemporaryDirectory()
+small = ["data.options.n=1000", "evaluate.options.n=300"]
+runs = {"CAM": engine.run(engine.load_recipe("scenes/vit-cam", small), folder.name, progress=False)}
+scenes, rule = engine.evaluation_data(runs["CAM"].recipe)
+shown = torch.stack([scenes[i]["image"] for i in range(8)])
+labels = scenes.labels[:8]
+scores = runs["CAM"].evaluator.compute()
+print(f"names right {scores.top1_cls:.1f} %   GT-known {scores.gt_known:.1f}, n = {len(scenes)}")
+for title, floor in runs["CAM"].results["floors"].items():
+    print(f"{title:16} GT-known {floor['gt_known']:.1f}")
+
+# %% tags=["nbval-ignore-output"]
+figures.gallery(
+    shown, maps=runs["CAM"].localizer.localize(shown, labels).maps, boxes=[scenes.boxes(i) for i in range(8)],
+    alt="CAM08_ALT",
+)  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# PROSE_CAM08: It knows the species, and its map is worse than a blank box.
+#
+# Why? In a convolutional network the vector at a place has seen that place and its surroundings. In a transformer it has seen *everything*, six times over. The vector of a patch of sky may carry what the head of the bird said. CAM asks which vectors speak for the class; that is no longer a question about places.
+
+# %% [markdown]
+# ## What a transformer sees
+#
+# A picture of 64 by 64 pixels is cut into 64 patches of eight by eight. Each becomes a vector, a **token**, by one linear map. One more token is put in front of them, the **class token**: it belongs to no place and is there to collect what the classifier needs. And each token gets a vector added that says where it stands.
+
+# %%
+net = backbones.create("vit_tiny_patch16_224", weights="wsol:scenes-vit", img_size=64, patch_size=8, embed_dim=128,
+                       depth=6, num_heads=4).eval()  # fmt: skip
+vit = net.network
+with torch.no_grad():
+    patches = vit.patch_embed(net.normalize(shown))  # [B,8,8,128]: one vector a patch
+    tokens = torch.cat([vit.cls_token.expand(8, -1, -1), patches.flatten(1, 2)], 1) + vit.pos_embed  # [B,65,128]
+print("patches", list(patches.shape), "  tokens", list(tokens.shape))
+assert tokens.shape == (8, 1 + 64, 128)
+
+# %% [markdown]
+# Then come six *blocks*. In each, every token asks all tokens a question. A token has a **query** $q$, a **key** $k$ and a **value** $v$, three linear maps of its vector. How well a query fits a key is their dot product; the softmax makes shares of it:
+#
+# $$A = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right), \qquad \text{token}_i \leftarrow \sum_j A_{ij} v_j$$
+#
+# The first block by hand. It has four *heads*, that is, it does this four times side by side with 32 numbers each.
+
+# %%
+attention = vit.blocks[0].attn
+with torch.no_grad():
+    qkv = attention.qkv(vit.blocks[0].norm1(tokens))  # [B,65,3*128]
+    q, k, v = qkv.unflatten(2, (3, 4, 32)).permute(2, 0, 3, 1, 4)  # each [B,4,65,32]
+    A = (q @ k.transpose(2, 3) / 32**0.5).softmax(-1)  # [B,4,65,65]
+    answer = attention.proj((A @ v).transpose(1, 2).flatten(2))  # [B,65,128]
+    assert torch.allclose(answer, attention(vit.blocks[0].norm1(tokens)), atol=1e-5)
+assert torch.allclose(A.sum(-1), torch.ones(8, 4, 65), atol=1e-5)
+print("A:", list(A.shape), "  each row sums to 1")
+
+# %% [markdown]
+# Row 0 belongs to the class token: from which tokens it takes how much. Without its first number (what it takes from itself) it is a map of 64 shares. The library catches these rows in all blocks while a picture passes, and never makes the other rows:
+
+# %%
+with torch.no_grad(), ts_cam.class_rows(vit.blocks) as rows:
+    net(shown)
+print(len(rows), "blocks, each", list(rows[0].shape))
+assert torch.allclose(rows[0], A[:, :, 0], atol=1e-5)
+
+# %% [markdown]
+# ## Layer by layer
+#
+# Draw the row of the class token, the mean of the four heads, in each of the six blocks:
+
+# %%
+by_layer = torch.stack([row.mean(1)[:, 1:].unflatten(1, (8, 8)) for row in rows])  # [L,B,8,8]
+frames = [
+    figures.gallery(shown[:4], maps=layer[:4], boxes=[scenes.boxes(i) for i in range(4)], alt=f"Attention in block {n}.")
+    for n, layer in enumerate(by_layer, 1)
+]
+figures.slider(
+    frames, [f"block {n}" for n in range(1, 7)], title="depth",
+    alt="SLIDER08_ALT",
+)  # fmt: skip
+
+# %% [markdown]
+# Nice to look at. But is it a map of the animal? Count. Of the attention that goes to patches, which share falls into the true box, and how large is the box itself? The quotient is 1 if attention does not care.
+
+# %%
+images = torch.stack([scenes[i]["image"] for i in range(len(scenes))])
+covered = F.avg_pool2d(torch.from_numpy(scenes.masks)[:, None].float(), 8)[:, 0]  # [N,8,8], share of each patch
+with torch.no_grad(), ts_cam.class_rows(vit.blocks) as rows:
+    net(images)
+by_layer = torch.stack([row.mean(1)[:, 1:].unflatten(1, (8, 8)) for row in rows])  # [L,N,8,8]
+caught = (by_layer * covered).sum((2, 3)) / by_layer.sum((2, 3))  # [L,N], share of the attention on the animal
+ratio = caught.mean(1) / covered.mean()
+for n, (share, times) in enumerate(zip(caught.mean(1), ratio, strict=True), 1):
+    print(f"block {n}: {100 * share:4.1f} % of the attention on the animal, {times:.1f} times its share of the picture")
+
+# %% [markdown]
+# PROSE_LAYERS08
+#
+# ## Roll it up, and give it a class
+#
+# TS-CAM does two things. It **adds up** the rows of all layers (and takes the mean of the heads): no layer has to be chosen. Call the sum $\mathcal{A}$, one number for each patch. It knows no class: the class token asks for whatever may help.
+#
+# And it lets the **patches classify**. The final tokens are put back on their grid, and a convolution turns each, with its neighbours, into $K$ numbers: a semantic map $S_c$ for each class. Its mean is the logit. Training is cross-entropy of the label and nothing else. In the end the two are multiplied:
+#
+# $$M_c = \mathcal{A} \odot S_c, \qquad \text{logit}_c = \frac{1}{hw} \sum_{x,y} S_c(x, y)$$
+#
+# The thought behind it: $S_c$ knows the class and not the place, $\mathcal{A}$ knows the place and not the class.
+
+# %% tags=["nbval-ignore-output"]
+runs["TS-CAM"] = engine.run(engine.load_recipe("scenes/ts-cam", small), folder.name, progress=False)
+model = runs["TS-CAM"].localizer.eval()
+with torch.no_grad():
+    with ts_cam.class_rows(model.network.blocks) as rows:
+        features = model.backbone(shown)["last"]  # [B,C,8,8]
+    S = model.head(features)  # [B,K,8,8]
+    logits = S.mean((2, 3))  # [B,K]
+    rolled = sum(row.mean(1)[:, 1:] for row in rows).unflatten(1, (8, 8))  # [B,8,8]
+    coupled = rolled * S[torch.arange(8), labels]  # [B,8,8]
+found = model.localize(shown, labels)
+assert torch.allclose(found.maps, coupled, atol=1e-5) and torch.allclose(found.logits, logits, atol=1e-5)
+
+# %% [markdown]
+# Attention, semantic map and their product, for four pictures:
+
+# %% tags=["nbval-ignore-output"]
+own = S[torch.arange(8), labels]
+figures.gallery(
+    torch.cat([shown[:4]] * 3), maps=torch.cat([rolled[:4], own[:4], coupled[:4]]),
+    boxes=[scenes.boxes(i) for i in range(4)] * 3, titles=["attention"] * 4 + ["semantic map"] * 4 + ["coupled"] * 4,
+    alt="COUPLED08_ALT",
+)  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# How much is each part worth? The same network, three maps, 300 test pictures:
+
+# %% tags=["nbval-ignore-output"]
+from wsol_lib.metrics import Evaluator
+
+truth = scenes.labels
+with torch.no_grad(), ts_cam.class_rows(model.network.blocks) as rows:
+    S = model.semantics(images)  # [N,K,8,8]
+A = ts_cam.roll_up(rows)[:, 1:].unflatten(1, (8, 8))  # [N,8,8]
+own = S[torch.arange(len(S)), truth]
+halves = {"attention alone": A, "semantic map alone": own, "coupled": ts_cam.couple(A, S, truth)}
+true_boxes = [scenes.boxes(i) for i in range(len(scenes))]
+for title, drawn in halves.items():
+    judge = Evaluator(rule)
+    judge.update(drawn, true_boxes)
+    low, high = judge.interval("gt_known")
+    print(f"{title:19} GT-known {judge.compute().gt_known:5.1f} [{low:.1f}, {high:.1f}]")
+
+# %% [markdown]
+# PROSE_HALVES08
+#
+# ## Five seeds
+#
+# CAM on the transformer, the class token's attention (`class-token`, the plain transformer, no semantic map), TS-CAM; and CAM on a small convolutional network for scale. The knob is the size of the telling part: TS-CAM's promise is to see the whole animal where a classifier needs a part only.
+#
+# (grid: wsol compare scenes/vit-cam scenes/class-token scenes/ts-cam scenes/cam --to results/attention_scenes.json --seeds 0,1,2,3,4 --vary data.options.part_size=0.15,0.3,0.6)
+#
+# ## Real photographs (tiny-vit: cub, tiny-imagenet)
+#
+# ## Where the weights come from
+#
+# ## Published, and ours; where it breaks; exercises (predict: what does the product do where S_c is negative? implement: rolling up only the last k layers;
+# investigate: registers, or attention rollout with residuals (Abnar and Zuidema) in place of the sum); summary
