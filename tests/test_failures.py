@@ -76,8 +76,9 @@ def test_boxes_without_names_are_sorted_too(empty, expected):
 
 def test_a_detector_needs_no_threshold():
     recipe = engine.load_recipe("scenes/wend", ["evaluate.options.n=4"])
-    val = tool.scenes(recipe, "val")
-    assert tool.protocol_with_threshold(Boxes(val, empty=False), recipe).tau == 0.5
+    _, protocol = engine.evaluation_data(recipe)
+    val = tool.pictures(recipe, "val")
+    assert tool.with_threshold(protocol, Boxes(val, empty=False), val).tau == 0.5
 
 
 def test_other_data_and_other_frames_are_refused(tmp_path):
