@@ -100,3 +100,10 @@ def test_the_tool_sorts_every_picture_of_every_world(tmp_path):
     for world in tool.WORLDS:
         assert sum(cell["scores"][f"{world}: {one}"] for one in KINDS) == pytest.approx(100)
     assert cell["scores"]["as it is: lost"] == 0
+    assert cell["recipe"]["stages"][0]["epochs"] == 1  # what was set on the command line reached the run
+
+
+def test_knobs_reach_the_pictures():
+    recipe = engine.load_recipe("scenes/cam", ["evaluate.options.n=8"])
+    plain, mirrored = (tool.pictures(recipe, "test", **tool.WORLDS[w]) for w in ("as it is", "mirrored"))
+    assert len(plain) == len(mirrored) == 8 and (plain.images != mirrored.images).any()
