@@ -381,7 +381,9 @@ for title, slope in slopes.items():
 #
 # Equation 1 of the paper has the cross-entropy of every place, and for foreground places a loss of the box: here the generalised IoU, and the place's *centrality* besides, as in FCOS. (FCOS itself has the focal loss for the first. We follow the paper's equation; so does our Faster R-CNN. Deformable DETR keeps its focal loss.)
 #
-# $$L_{sup} = \frac{\lambda_1}{N_{cls}} \sum_i BCE(p_i, p_i^*) + \frac{\lambda_2}{N_{reg}} \sum_i p_i^* L_{reg}(t_i, t_i^*), \qquad L = \eta L_{sup} + \frac 1 N \sum_i w(p_i) E(p_i)$$
+# $$L_{sup} = \frac{\lambda_1}{N_{cls}} \sum_i BCE(p_i, p_i^*) + \frac{\lambda_2}{N_{reg}} \sum_i p_i^* L_{reg}(t_i, t_i^*)$$
+#
+# $$L = \eta L_{sup} + \frac 1 N \sum_i w(p_i) E(p_i)$$
 #
 # $p_i^*$ is 1 at foreground places, $t_i$ the box that a place gives, $t_i^*$ its pseudo box; $N_{cls}$ counts all places, $N_{reg}$ the foreground ones. The paper gives no $\lambda$; both are 1 here. $\eta$ is the price of the supervised part (equation 4). In the end a box has the *score* $\sqrt{p \cdot \text{centrality}}$, and boxes are ranked by it.
 
@@ -875,7 +877,7 @@ assert all(
 #
 # Among five boxes there is a right one in every second picture. That says nothing: five fixed boxes do as well.
 #
-# So on scenes the road from labels to boxes is not better than the maps it starts from. Better boxes are needed first. The photographs have them.
+# So on scenes the road from labels to boxes is not better than the maps it starts from. Better boxes are needed first. For birds we have them.
 
 # %% [markdown]
 # ## Real photographs

@@ -76,8 +76,9 @@ def test_boxes_without_names_are_sorted_too(empty, expected):
 
 def test_a_detector_needs_no_threshold():
     recipe = engine.load_recipe("scenes/wend", ["evaluate.options.n=4"])
-    val = tool.scenes(recipe, "val")
-    assert tool.protocol_with_threshold(Boxes(val, empty=False), recipe).tau == 0.5
+    _, protocol = engine.evaluation_data(recipe)
+    val = tool.pictures(recipe, "val")
+    assert tool.with_threshold(protocol, Boxes(val, empty=False), val).tau == 0.5
 
 
 def test_other_data_and_other_frames_are_refused(tmp_path):
@@ -99,3 +100,10 @@ def test_the_tool_sorts_every_picture_of_every_world(tmp_path):
     for world in tool.WORLDS:
         assert sum(cell["scores"][f"{world}: {one}"] for one in KINDS) == pytest.approx(100)
     assert cell["scores"]["as it is: lost"] == 0
+    assert cell["recipe"]["stages"][0]["epochs"] == 1  # what was set on the command line reached the run
+
+
+def test_knobs_reach_the_pictures():
+    recipe = engine.load_recipe("scenes/cam", ["evaluate.options.n=8"])
+    plain, mirrored = (tool.pictures(recipe, "test", **tool.WORLDS[w]) for w in ("as it is", "mirrored"))
+    assert len(plain) == len(mirrored) == 8 and (plain.images != mirrored.images).any()

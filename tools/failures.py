@@ -26,8 +26,9 @@ tune_process()
 
 import torch  # noqa: E402
 
-from wsol_lib import data, engine, grid  # noqa: E402
-from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
+from tools.pseudo_boxes import pictures  # noqa: E402
+from wsol_lib import engine  # noqa: E402
+from wsol_lib.cli import grid_command  # noqa: E402
 from wsol_lib.data.dataset import WsolDataset  # noqa: E402
 from wsol_lib.failures import KINDS, kind  # noqa: E402
 from wsol_lib.metrics import Protocol  # noqa: E402
@@ -43,12 +44,6 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 
 
-def scenes(recipe: Recipe, split: str, **knobs: Any) -> WsolDataset:
-    """A split of the recipe's world with other knobs."""
-    options = {**recipe.data.options, **(recipe.evaluate.options if recipe.evaluate else {}), **knobs}
-    return data.load("scenes", split, size=recipe.data.size, **options)
-
-
 def kinds_of(localizer: Localizer, dataset: WsolDataset, protocol: Protocol) -> tuple[list[str], float | None]:
     """The kind of each picture's surest box, and the share of wrong names, None where no class is named."""
     found = engine.localize(localizer, dataset, progress=False)
@@ -62,11 +57,9 @@ def kinds_of(localizer: Localizer, dataset: WsolDataset, protocol: Protocol) -> 
     return kinds, 100 * (found.logits.argmax(1) != dataset.labels).double().mean().item()
 
 
-def protocol_with_threshold(localizer: Localizer, recipe: Recipe) -> Protocol:
-    """The recipe's protocol with the threshold that is best on the val split."""
-    _, protocol = engine.evaluation_data(recipe)
-    tuned = replace(protocol, tau="best")
-    tau = engine.evaluate(localizer, scenes(recipe, "val"), tuned, progress=False).compute().tau
+def with_threshold(protocol: Protocol, localizer: Localizer, val: WsolDataset) -> Protocol:
+    """The protocol with the threshold that is best on the val split."""
+    tau = engine.evaluate(localizer, val, replace(protocol, tau="best"), progress=False).compute().tau
     return replace(protocol, tau=0.5 if math.isnan(tau) else tau)  # detectors have no threshold
 
 
@@ -78,10 +71,10 @@ def judge(recipe: Recipe, out: Path) -> dict[str, Any]:
     if protocol.side != recipe.data.size:
         raise SystemExit(f"boxes are sorted in the frame of the pictures, {recipe.data.size} px, not {protocol.side}")
     result = engine.run(recipe, out, progress=False)
-    protocol = protocol_with_threshold(result.localizer, recipe)
+    protocol = with_threshold(protocol, result.localizer, pictures(recipe, "val"))
     scores, before = {}, []
     for world, knobs in WORLDS.items():
-        kinds, misnamed = kinds_of(result.localizer, scenes(recipe, "test", **knobs), protocol)
+        kinds, misnamed = kinds_of(result.localizer, pictures(recipe, "test", **knobs), protocol)
         before = before or kinds
         was_right = [now for now, first in zip(kinds, before, strict=True) if first == "right"]
         lost = sum(now != "right" for now in was_right) / max(1, len(was_right))
@@ -91,16 +84,9 @@ def judge(recipe: Recipe, out: Path) -> dict[str, Any]:
     return {**(result.results or {}), "scores": scores, "floors": {}, "intervals": {}}
 
 
-def main(
-    recipes: Recipes,
-    to: To,
-    seeds: Seeds = "0",
-    overrides: Set = None,
-    vary: Vary = None,
-    out: Out = Path("runs"),
-) -> None:
-    """Train what is not trained yet, and sort its failures. Cells that the file holds are kept as they are."""
-    grid.collect(grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: judge(recipe, out))
+main = grid_command(
+    judge, "Train what is not trained yet, and sort its failures. Cells that the file holds are kept as they are."
+)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from wsol_lib import tune_process
 
 tune_process()
 
-from wsol_lib import engine, grid  # noqa: E402
-from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
+from wsol_lib import engine  # noqa: E402
+from wsol_lib.cli import grid_command  # noqa: E402
 from wsol_lib.data import collate  # noqa: E402
 from wsol_lib.detectors import FCOS  # noqa: E402
 from wsol_lib.methods.wend import WEND, binary_entropy  # noqa: E402
@@ -82,11 +82,9 @@ def judge(recipe: Recipe, out: Path) -> dict[str, Any]:
     return {**(result.results or {}), "scores": scores, "floors": {}, "intervals": {}}
 
 
-def main(
-    recipes: Recipes, to: To, seeds: Seeds = "0", overrides: Set = None, vary: Vary = None, out: Out = Path("runs")
-) -> None:
-    """Train what is not trained yet, and judge p. Cells that the file holds are kept as they are."""
-    grid.collect(grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: judge(recipe, out))
+main = grid_command(
+    judge, "Train what is not trained yet, and judge p. Cells that the file holds are kept as they are."
+)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ tune_process()
 
 import torch  # noqa: E402
 
-from wsol_lib import engine, grid, maps  # noqa: E402
-from wsol_lib.cli import Out, Recipes, Seeds, Set, To, Vary  # noqa: E402
+from wsol_lib import engine, maps  # noqa: E402
+from wsol_lib.cli import grid_command  # noqa: E402
 from wsol_lib.data.scenes import Scenes  # noqa: E402
 from wsol_lib.metrics import pointing_game  # noqa: E402
 from wsol_lib.recipe import Recipe  # noqa: E402
@@ -45,16 +45,7 @@ def point(recipe: Recipe, out: Path) -> dict[str, Any]:
     }
 
 
-def main(
-    recipes: Recipes,
-    to: To,
-    seeds: Seeds = "0",
-    overrides: Set = None,
-    vary: Vary = None,
-    out: Out = Path("runs"),
-) -> None:
-    """Train what is not trained yet, and point. Cells that the file holds are kept as they are."""
-    grid.collect(grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: point(recipe, out))
+main = grid_command(point, "Train what is not trained yet, and point. Cells that the file holds are kept as they are.")
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ def overlaps(drawn: list[Tensor], others: list[Tensor]) -> Tensor:
     return torch.stack([iou(a, b).max() if len(a) and len(b) else a.new_zeros(()) for a, b in pairs])
 
 
-def pictures(recipe: Recipe, split: str) -> WsolDataset:
-    """A split of the data of a recipe, with its boxes."""
-    options = {**recipe.data.options, **(recipe.evaluate.options if split != "train" and recipe.evaluate else {})}
-    return data.load(recipe.data.name, split, size=recipe.data.size, supervision="oracle", **options)
+def pictures(recipe: Recipe, split: str, **knobs: Any) -> WsolDataset:
+    """A split of the data of a recipe, with its boxes, and with other options where they are given."""
+    of_split = recipe.evaluate.options if split != "train" and recipe.evaluate else {}
+    options = {"supervision": "oracle", **recipe.data.options, **of_split, **knobs}
+    return data.load(recipe.data.name, split, size=recipe.data.size, **options)
 
 
 def judge(recipe: Recipe, out: Path, beside: Recipe | None = None) -> dict[str, Any]:

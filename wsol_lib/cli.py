@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from wsol_lib import tune_process
+
+if TYPE_CHECKING:
+    from wsol_lib.recipe import Recipe
 
 tune_process()
 
@@ -56,6 +60,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 UNLIKELY = 0.01  # below this probability of a class `predict` warns of its box
 AT_TAU = ("gt_known", "top1_loc", "top5_loc")  # measured at the threshold of the protocol's policy
 UPPER_BOUNDS = ("max_box_acc", "max_box_acc_v2", "piou")  # choose theirs on the measured pictures under any protocol
+
+
+def grid_command(measure: Callable[[Recipe, Path], dict[str, Any]], text: str) -> Callable[..., None]:
+    """A command that measures recipes at several settings with several seeds, into one file; `text` is its help.
+
+    Args:
+        measure: what is noted of a recipe, given the folder of all runs.
+    """
+
+    def main(
+        recipes: Recipes,
+        to: To,
+        seeds: Seeds = "0",
+        overrides: Set = None,
+        vary: Vary = None,
+        out: Out = Path("runs"),
+    ) -> None:
+        from wsol_lib import grid
+
+        grid.collect(grid.asked(recipes, overrides or (), vary or (), seeds), to, lambda recipe: measure(recipe, out))
+
+    main.__doc__ = text
+    return main
 
 
 def complain(text: str) -> None:

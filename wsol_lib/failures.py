@@ -8,7 +8,7 @@ picture with and without (`tools/failures.py`). "Label" is a wrong class.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from wsol_lib.boxes import iou
 
 Kind = Literal["right", "part", "more", "several", "elsewhere"]
-KINDS: tuple[Kind, ...] = ("right", "part", "more", "several", "elsewhere")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def kind(box: Tensor, objects: Tensor, delta: float = 0.5) -> Kind:

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from wsol_lib.backbones import Backbone, in_eval_mode, to_grid
 from wsol_lib.distributed import global_mean
+from wsol_lib.maps import normalize
 from wsol_lib.methods.ts_cam import PatchClassifier, class_rows
 from wsol_lib.methods.wend import binary_entropy, weighted_entropy
 from wsol_lib.types import Batch, Localization, RecipeError
@@ -291,7 +292,7 @@ class SAT(PatchClassifier):
         features, _ = to_grid(tokens, self.network, (height, width), "last")  # [B,D,h,w]
         logits = self.head(features).mean((2, 3))  # [B,K]
         if self.query == "attention":
-            return logits, _stretched(self.attention(rows, inputs))
+            return logits, normalize(self.attention(rows, inputs))
         m = torch.stack(rows).mean(0)[:, self.network.num_prefix_tokens : tokens.shape[1]]  # [B,N]
         return logits, m.unflatten(1, features.shape[2:])
 
@@ -326,9 +327,3 @@ def _check(chosen: dict[str, str | None]) -> None:
     for name, value in chosen.items():
         if value not in CHOICES[name]:
             raise RecipeError(f"SAT has no {name} {value!r}: choose one of {', '.join(map(str, CHOICES[name]))}")
-
-
-def _stretched(maps: Tensor) -> Tensor:
-    """Each map of Float[B,h,w] stretched to [0,1]; gradients pass, a constant map gives zeros."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=1e-6)

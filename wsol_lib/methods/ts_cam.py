@@ -17,7 +17,7 @@ and keys as they pass, and leaves timm's fused attention as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -106,13 +106,18 @@ class TransformerClassifier(Localizer):
 
     Args:
         backbone: a timm VisionTransformer with a class token, with the stage `last`; registers are fine.
-        head: what turns tokens into logits.
+        head: makes what turns tokens into logits, given their width.
         decay_tokens: weight decay falls on tokens and positions too, as in SAT's released code.
+
+    Raises:
+        RecipeError: the backbone is another network.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, decay_tokens: bool = False) -> None:
+    def __init__(self, backbone: Backbone, head: Callable[[int], nn.Module], decay_tokens: bool = False) -> None:
         super().__init__()
-        self.backbone, self.head, self.decay_tokens = backbone, head, decay_tokens
+        check_transformer(backbone)
+        self.backbone, self.decay_tokens = backbone, decay_tokens
+        self.head = head(backbone.channels["last"])
 
     @property
     def network(self) -> Any:
@@ -156,8 +161,7 @@ class ClassToken(TransformerClassifier):
     uses_labels = False
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
-        check_transformer(backbone)
-        super().__init__(backbone, nn.Linear(backbone.channels["last"], classes))
+        super().__init__(backbone, lambda width: nn.Linear(width, classes))
 
     def logits(self, images: Tensor) -> Tensor:
         """Float[B,3,H,W] to Float[B,K]."""
@@ -188,8 +192,7 @@ class PatchClassifier(TransformerClassifier):
     """
 
     def __init__(self, backbone: Backbone, classes: int, decay_tokens: bool = False) -> None:
-        check_transformer(backbone)
-        super().__init__(backbone, nn.Conv2d(backbone.channels["last"], classes, 3, padding=1), decay_tokens)
+        super().__init__(backbone, lambda width: nn.Conv2d(width, classes, 3, padding=1), decay_tokens)
 
 
 class TSCAM(PatchClassifier):
