@@ -38,7 +38,7 @@ from wsol_lib.engine import (
     to_original,
 )
 from wsol_lib.metrics import Evaluator, Protocol, peak_iou, pixel_average_precision
-from wsol_lib.training import epoch_order, make_optimizer, make_schedule, rank_batches
+from wsol_lib.training import attention_kernel, epoch_order, make_optimizer, make_schedule, rank_batches
 from wsol_lib.types import CheckpointError, RecipeError, SupervisionError
 
 TRAINING = Training(epochs=3, batch_size=6, optimizer={"lr": 0.1}, schedule={"name": "cosine", "warmup": 0.5})
@@ -128,6 +128,14 @@ def test_mixed_precision_trains_close_to_fp32(precision):
     assert rounded.losses() != history.losses()
     assert rounded.losses() == pytest.approx(history.losses(), rel=0.05)
     assert weights(mixed).dtype == torch.float32
+
+
+def test_a_cpu_leaves_the_fused_kernel_in_half_precision_only():
+    fused = torch.backends.cuda.flash_sdp_enabled  # the switch of all devices
+    for device, precision, kept in [("cpu", "fp32", True), ("cpu", "bf16", False), ("cuda", "bf16", True)]:
+        with attention_kernel(torch.device(device), precision):
+            assert fused() == kept, (device, precision)
+    assert fused()
 
 
 def test_workers_change_nothing():

@@ -7,13 +7,14 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.utils.data import DataLoader, Dataset
@@ -209,6 +210,22 @@ def device_of(localizer: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A forward pass in one of `PRECISIONS`."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def attention_kernel(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Torch's way through attention, forward and back.
+
+    Its fused kernel for CPUs goes back through half precision three times slower than plain products do (torch 2.14;
+    `benchmarks/precision.py`).
+    """
+    slow = device.type == "cpu" and precision != "fp32"
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+
+
 def _only_stage(recipe: Recipe) -> Training:
     if len(recipe.stages) != 1:
         raise RecipeError(f"fit trains one stage, and {recipe.name} has {len(recipe.stages)}; use run(recipe)")
@@ -322,9 +339,8 @@ class _Trainer:
 
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         apart = isinstance(self.model, DistributedDataParallel) and not last
-        precision = PRECISIONS[self.recipe.precision]
-        with self.model.no_sync() if apart else nullcontext():  # type: ignore[operator]
-            with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+        with self.model.no_sync() if apart else nullcontext(), attention_kernel(self.device, self.recipe.precision):  # type: ignore[operator]
+            with autocast(self.device, self.recipe.precision):
                 losses = self.model(batch)
                 total = torch.stack(list(losses.values())).sum()
             self.scaler.scale(total / self.recipe.accumulate).backward()
