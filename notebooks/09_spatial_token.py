@@ -212,9 +212,207 @@ plt.show()
 # Five seeds each, 3,000 training and 1,000 test pictures of scenes. The threshold is cross-fit, as everywhere in this book. $\lambda$ = AREA09, learning rate and epochs were chosen on the val split, with another seed.
 #
 # ```
-# OPTIONS="--to results/space_losses.json --seeds 0,1,2,3,4 --set stages.0.precision=bf16"
-# COMMANDS09
+# OPTIONS="--seeds 0,1,2,3,4 --set stages.0.precision=bf16"; A="blocks: 3, area: 0.1"
+# wsol compare scenes/sat --to results/space_losses.json $OPTIONS --vary "stages.0.args={$A},{$A, area_weight: 0, sharpen_weight: 0},\
+# {$A, sharpen_weight: 0},{$A, area_weight: 0},{$A, kernel: null},{$A, kernel: gaussian}"
 # ```
 
 # %%
-RESULTS09
+def told(values):
+    """Mean and half width of the 95 % interval."""
+    return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
+
+
+def of(name, more, **setting):
+    """Scores of scenes/sat with more arguments than its blocks and lambda."""
+    args = "{blocks: 3, area: 0.1" + (f", {more}" if more else "") + "}"
+    return grid.over_seeds(name, {"recipe": "scenes/sat", "stages.0.args": args, **setting})
+
+
+# %%
+switched = {
+    "classification": "area_weight: 0, sharpen_weight: 0",
+    "+ area": "sharpen_weight: 0",
+    "+ normalization": "area_weight: 0",
+    "+ both, unfiltered": "kernel: null",
+    "+ both (SAT)": "",
+    "+ both, Gaussian": "kernel: gaussian",
+}
+losses = {title: of("space_losses", more) for title, more in switched.items()}
+print(f"{'':20} names right      GT-known         Top-1 Loc")
+for title, scores in losses.items():
+    print(f"{title:20} " + "    ".join(told(scores[name]) for name in ("top1_cls", "gt_known", "top1_loc")))
+print(f"{'best centred box':20} {'':16}{losses['+ area']['best centred box gt_known'].mean():5.1f}")
+
+# %% [markdown]
+# PROSE_LOSSES09
+#
+# ## Which part does what?
+#
+# Now the parts, as in the paper's tables 5 and 9 to 13. Each row changes one thing; five seeds for the first two rows, three for the others.
+#
+# ```
+# OPTIONS="--to results/space_parts.json --set stages.0.precision=bf16"; A="blocks: 3, area: 0.1"
+# wsol compare scenes/sat $OPTIONS --seeds 0,1,2,3,4 --vary "stages.0.args={$A, query: attention}"
+# wsol compare scenes/sat $OPTIONS --seeds 0,1,2 --vary "stages.0.args={$A, query: class},{$A, product: before},\
+# {$A, per_image: true},{$A, sharpen: entropy},{$A, sharpen: weighted-entropy},{$A, initial: zeros},{$A, initial: class},\
+# {blocks: 1, area: 0.1},{blocks: 2, area: 0.1},{blocks: 4, area: 0.1},{blocks: 6, area: 0.1}"
+# ```
+
+# %%
+changed = {
+    "losses on the attention (5)": "query: attention", "the class token asks (11)": "query: class",
+    "product before softmax (10)": "product: before", "area of each picture (13)": "per_image: true",
+    "entropy (12)": "sharpen: entropy", "weighted entropy (12)": "sharpen: weighted-entropy",
+    "token starts at zero": "initial: zeros", "token starts as class": "initial: class",
+}  # fmt: skip
+parts = {"SAT": losses["+ both (SAT)"]} | {title: of("space_parts", more) for title, more in changed.items()}
+for n in (1, 2, 4, 6):
+    setting = {"recipe": "scenes/sat", "stages.0.args": f"{{blocks: {n}, area: 0.1}}"}
+    parts[f"{n} of 6 blocks (9)"] = grid.over_seeds("space_parts", setting)
+print(f"{'(paper table)':28} names right      GT-known         to SAT")
+for title, scores in parts.items():
+    apart = scores["gt_known"] - parts["SAT"]["gt_known"][: len(scores["gt_known"])]
+    versus = "" if title == "SAT" else told(apart)
+    print(f"{title:28} {told(scores['top1_cls'])}    {told(scores['gt_known'])}    {versus}")
+
+# %% [markdown]
+# PROSE_PARTS09
+#
+# ## How large, and how many at once?
+#
+# $\lambda$ is the only number that must be known of the objects, and nobody tells it. And since the area loss looks at a batch, the batch may matter.
+#
+# ```
+# wsol compare scenes/sat --to results/space_area.json --seeds 0,1,2 --set stages.0.precision=bf16 \
+#     --vary "stages.0.args={blocks: 3, area: 0.05},{blocks: 3, area: 0.2},{blocks: 3, area: 0.4}"
+# wsol compare scenes/sat --to results/space_batch.json --seeds 0,1,2 --set stages.0.precision=bf16 \
+#     --vary stages.0.batch_size=8,32,256
+# ```
+
+# %%
+by_area = {0.1: losses["+ both (SAT)"]["gt_known"][:3]}
+for area in (0.05, 0.2, 0.4):
+    setting = {"recipe": "scenes/sat", "stages.0.args": f"{{blocks: 3, area: {area}}}"}
+    by_area[area] = grid.over_seeds("space_area", setting)["gt_known"]
+by_batch = {64: by_area[0.1]}
+for size in (8, 32, 256):
+    setting = {"recipe": "scenes/sat", "stages.0.batch_size": f"{size}"}
+    by_batch[size] = grid.over_seeds("space_batch", setting)["gt_known"]
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True)
+for ax, found, label in zip(axes, (by_area, by_batch), ("lambda", "batch size"), strict=True):
+    xs = sorted(found)
+    ax.errorbar(xs, [found[x].mean() for x in xs], [grid.half_width(found[x]) for x in xs], marker="o", capsize=3)
+    ax.axhline(losses["+ area"]["best centred box gt_known"].mean(), color="0.4", linestyle=":", label="blank box")
+    ax.set(xlabel=label, xscale="log", ylim=(0, 100))
+axes[0].set_ylabel("GT-known")
+axes[0].legend()
+plt.show()
+
+# %%
+for title, found in (("lambda", by_area), ("batch", by_batch)):
+    for x in sorted(found):
+        print(f"{title:7} {x:6} GT-known {told(found[x])}")
+
+# %% [markdown]
+# PROSE_AREA09
+#
+# ## Box by box
+#
+# One number hides much. How good are the boxes that count, how near are those that do not? And who gains: large animals, or small ones? The IoU of every test picture, five seeds together:
+
+# %%
+cells = [c for c in grid.read("attention_scenes")["cells"].values()]
+names = {"CAM": "scenes/vit-cam", "class token": "scenes/class-token", "TS-CAM": "scenes/ts-cam", "SAT": "scenes/sat"}
+ious = {title: np.array([c["ious"] for c in cells if c["name"] == name]) for title, name in names.items()}  # [5,1000]
+test = data.load("scenes", "test", n=1000)
+share = test.masks.mean((1, 2))  # [1000], of the picture
+fifth = np.digitize(share, np.quantile(share, [0.2, 0.4, 0.6, 0.8]))
+figure, axes = plt.subplots(1, 2, figsize=(9, 3))
+for title, found in ious.items():
+    counts, edges = np.histogram(found, bins=10, range=(0, 1))
+    axes[0].plot((edges[:-1] + edges[1:]) / 2, 100 * counts / found.size, marker="o", label=title)
+    axes[1].plot(range(1, 6), [found[:, fifth == n].mean() for n in range(5)], marker="o", label=title)
+axes[0].set(xlabel="IoU of the box", ylabel="pictures, per cent")
+axes[1].set(xlabel="fifth of the pictures, by size of the animal", ylabel="mean IoU", xticks=range(1, 6), ylim=(0, 1))
+axes[0].legend()
+plt.show()
+
+# %%
+for title, found in ious.items():
+    by_fifth = " ".join(f"{found[:, fifth == n].mean():.2f}" for n in range(5))
+    good = 100 * (found >= 0.7).mean()
+    print(f"{title:12} mean IoU {found.mean():.2f}   IoU over .7: {good:4.1f} %   by size: {by_fifth}")
+print("largest of each fifth, per cent of the picture:", [round(100 * share[fifth == n].max(), 1) for n in range(5)])
+
+# %% [markdown]
+# PROSE_BOXES09
+#
+# ## Every threshold
+#
+# A map is worth more if its threshold matters less: nobody has boxes to choose it by. GT-known for every threshold, the same for all pictures (an upper bound at its peak, since it looks at the test boxes):
+
+# %%
+figure, ax = plt.subplots(figsize=(6, 3.2))
+for title, name in names.items():
+    curves = np.array([c["curve"] for c in cells if c["name"] == name])  # [5,T,2]
+    taus, mean = curves[0, :, 0], curves[..., 1].mean(0)
+    ax.plot(taus, mean, label=title)
+    near = 100 * (mean > mean.max() - 5).mean()
+    print(f"{title:12} peak {mean.max():5.1f} at {taus[mean.argmax()]:.2f}   within five points of it: {near:4.1f} % of the thresholds")
+ax.set(xlabel="threshold", ylabel="GT-known", ylim=(0, 100))
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# PROSE_CURVE09
+#
+# ## From few pictures
+#
+# FEW09
+#
+# ## How boxes fail
+#
+# FAIL09
+#
+# ## Real photographs
+
+# %%
+titles = {"vit-cam-lite0": "CAM", "class-token-lite0": "class token", "ts-cam-lite0": "TS-CAM", "sat-lite0": "SAT"}
+for name in ("cub", "tiny-imagenet"):
+    cells = {cell["name"].split("/")[1]: cell for cell in grid.read(f"attention_{name}")["cells"].values()}
+    print(grid.score_table({title: cells[short] for short, title in titles.items()}), "\n")
+
+# %% [markdown]
+# PROSE_PHOTO09
+#
+# ## What it costs
+#
+# PROSE_COST09
+#
+# ## Published, and ours
+
+# %%
+published = {  # SAT paper, DeiT-S, GT-known; the table's number in brackets
+    "CUB (1)": 98.45, "ILSVRC (1)": 73.13, "ILSVRC, classification only (2)": 69.29, "+ area (2)": 71.07,
+    "+ normalization (2)": 72.78, "+ filter (2)": 73.13, "ILSVRC, losses on attention (5)": 69.74,
+    "CUB, one block (9)": 97.48, "CUB, product before softmax (10)": 98.19, "CUB, the class token asks (11)": 71.08,
+    "CUB, weighted entropy (12)": 96.27, "CUB, area of each picture (13)": 34.92,
+}  # fmt: skip
+for title, gt_known in published.items():
+    print(f"{title:36} {gt_known:6.2f}")
+
+# %% [markdown]
+# PROSE_PUBLISHED09
+#
+# ## Where it breaks
+#
+# PROSE_BREAKS09
+#
+# ## Exercises
+#
+# EXERCISES09
+#
+# ## Summary
+#
+# SUMMARY09
