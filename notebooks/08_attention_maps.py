@@ -44,19 +44,19 @@ setup(seed=0)
 import tempfile
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsol_lib import backbones, boxes, data, engine, figures, grid, maps
+from wsol_lib import backbones, engine, figures, grid
 from wsol_lib.methods import ts_cam
+from wsol_lib.metrics import Evaluator
 
 figures.style()
 
 # %% [markdown]
 # ## CAM on a transformer
 #
-# [Chapter 03](03_class_activation_maps.ipynb) drew a map from the last features of a convolutional network: each place says how much it speaks for the class. A transformer has last features, too, one vector for each patch of eight by eight pixels. So take the recipe of CAM and put a transformer into it. It does not start from nothing: `wsol:scenes-vit` are weights of this book, learned in another world with other species (see *Where the weights come from* below).
+# [Chapter 03](03_class_activation_maps.ipynb) drew a map from the last features of a convolutional network: each place says how much it speaks for the class. A transformer has last features, too, one vector for each patch of eight by eight pixels. So take the recipe of CAM and put a transformer into it. It does not start from nothing: `wsol:scenes-vit` are weights of this book, learned in another world with other species (see *Real photographs* below).
 
 # %% tags=["nbval-ignore-output"]
 folder = tempfile.TemporaryDirectory()
@@ -73,12 +73,12 @@ for title, floor in runs["CAM"].results["floors"].items():
 # %% tags=["nbval-ignore-output"]
 figures.gallery(
     shown, maps=runs["CAM"].localizer.localize(shown, labels).maps, boxes=[scenes.boxes(i) for i in range(8)],
-    alt="CAM08_ALT",
+    alt="Eight pictures under their CAM. The maps are bright over most of the landscape and dark on the animals, darkest on their heads and tails.",
 )  # fmt: skip
 plt.show()
 
 # %% [markdown]
-# It knows most species, and its map is worse than a blank box.
+# It knows most species, and its map is worse than a blank box. It looks like the negative of a good one: bright over the landscape, dark on head and tail.
 #
 # Why? In a convolutional network the vector at a place has seen that place and its surroundings. In a transformer it has seen *everything*, six times over. The vector of a patch of sky may carry what the head of the bird said. CAM asks which vectors speak for the class, and that is no longer a question about places. We can put it to the proof. Let the trained head name each picture twice: from the final vectors of patches that show nothing of the animal, and from those that it fills at least by half.
 
@@ -154,7 +154,7 @@ frames = [
 ]
 figures.slider(
     frames, [f"block {n}" for n in range(1, 7)], title="depth",
-    alt="SLIDER08_ALT",
+    alt="Four pictures under the attention of the class token, block by block. In each block some of it lies on the animal, mostly at its head or tail, and some on patches of plain ground.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -209,7 +209,7 @@ own = S[torch.arange(8), labels]
 figures.gallery(
     torch.cat([shown[:4]] * 3), maps=torch.cat([rolled[:4], own[:4], coupled[:4]]),
     boxes=[scenes.boxes(i) for i in range(4)] * 3, titles=["attention"] * 4 + ["semantic map"] * 4 + ["coupled"] * 4,
-    alt="COUPLED08_ALT",
+    alt="Four pictures, three maps each. The attention lights up heads and tails and little else. The semantic map is bright everywhere but at the border. Their product looks like the attention.",
 )  # fmt: skip
 plt.show()
 
@@ -217,19 +217,12 @@ plt.show()
 # How much is each part worth? The same network, three maps, 300 test pictures; and the attention *before* training, of the network as it came, which has seen no label of this world:
 
 # %% tags=["nbval-ignore-output"]
-from wsol_lib.metrics import Evaluator
-
-truth = scenes.labels
 with torch.no_grad(), ts_cam.class_rows(model.network.blocks) as rows:
     S = model.semantics(images)  # [N,K,8,8]
 A = ts_cam.roll_up(rows)[:, 1:].unflatten(1, (8, 8))  # [N,8,8]
-own = S[torch.arange(len(S)), truth]
-halves = {
-    "attention, before": before,
-    "attention alone": A,
-    "semantic map alone": own,
-    "coupled": ts_cam.couple(A, S, truth),
-}
+own = S[torch.arange(len(S)), scenes.labels]
+coupled = ts_cam.couple(A, S, scenes.labels)
+halves = {"attention, before": before, "attention alone": A, "semantic map alone": own, "coupled": coupled}
 true_boxes = [scenes.boxes(i) for i in range(len(scenes))]
 for title, drawn in halves.items():
     judge = Evaluator(rule)
@@ -305,10 +298,11 @@ import json
 
 for name in ("scenes-vit", "tiny-vit"):
     about = json.loads((backbones.OWN_WEIGHTS / f"{name}.json").read_text())
-    scores, megabytes = about["scores"], (backbones.OWN_WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
-    print(f"{name:10} {megabytes:4.1f} MB   {about['training_seconds'] / 60:4.0f} min   {about['data']}:", end=" ")
-    print(f"names right {scores['top1_cls']:.1f} %, GT-known {scores['gt_known']:.1f}")
-    print(f"{'':10} floor: best centred box {about['floors']['best centred box']['gt_known']:.1f}")
+    megabytes = (backbones.OWN_WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
+    print(f"{name}: {megabytes:.1f} MB, trained for {about['training_seconds'] / 60:.0f} minutes on one core")
+    scores, floor = about["scores"], about["floors"]["best centred box"]["gt_known"]
+    print(f"   {about['data']}: names right {scores['top1_cls']:.1f} %", end="")
+    print(f", attention GT-known {scores['gt_known']:.1f}, blank box {floor:.1f}")
 
 # %% [markdown]
 # PROSE_WEIGHTS08
@@ -352,6 +346,8 @@ for title, score in published:
 #
 
 # %%
+import textwrap
+
 from wsol_lib.types import RecipeError
 
 for name in ("resnet10t", "vit_tiny_patch16_224"):
@@ -359,7 +355,7 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
         ts_cam.TSCAM(backbones.create(name, weights="random", stages=["last"]), classes=12)
         print(name, "is taken")
     except RecipeError as error:
-        print(error)
+        print(textwrap.fill(str(error), 78))
 
 # %% [markdown]
 # SCM (Bai et al. 2022) spreads the coupled map over neighbouring patches before it is used. It is not built here.
@@ -437,6 +433,8 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
 # Single blocks are far below the sum of all: their mistakes differ, and a sum forgives them. Leaving out the last block or the first changes less than the interval, so the choice on val gains nothing that could be told from zero. Choosing on the test pictures always gains something: it is the best of twenty-one numbers that waver.
 #
 # ```python
+# from wsol_lib import data
+#
 # val = data.load("scenes", "val", n=300, size=64)
 # batch = torch.stack([val[i]["image"] for i in range(300)])
 # with torch.no_grad(), ts_cam.class_rows(model.network.blocks) as val_rows:

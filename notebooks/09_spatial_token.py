@@ -74,7 +74,7 @@ shown = torch.stack([scenes[i]["image"] for i in range(4)])
 both = torch.cat([runs[title].localizer.localize(shown).maps for title in runs])
 figures.gallery(
     torch.cat([shown] * 2), maps=both, boxes=[scenes.boxes(i) for i in range(4)] * 2,
-    titles=["attention"] * 4 + ["token"] * 4, alt="CONFLICT09_ALT",
+    titles=["attention"] * 4 + ["token"] * 4, alt="Four pictures, twice. The attention lights up a head or a tail and some spots beside the animal. The token covers the body of three animals; of the fourth, a fish in dark water, it misses much.",
 )  # fmt: skip
 plt.show()
 
@@ -96,15 +96,17 @@ before, after = [], []
 block.attn.register_forward_pre_hook(lambda _, given: before.append(given[0].detach()))
 block.attn.register_forward_hook(lambda _, __, gave: after.append(gave.detach()))
 model.localize(shown)
-tokens = before[-1]  # [4, 1 + 64 + 1, 128]
+print("tokens:", list(before[0].shape))
+
+# %%
 with torch.no_grad():
-    qkv = block.attn.qkv(tokens).unflatten(2, (3, 4, 32))  # [4,66,3,4,32]
+    qkv = block.attn.qkv(before[0]).unflatten(2, (3, 4, 32))  # [4,66,3,4,32]
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [4,4,66,32]: picture, head, token, number
     S = q @ k.transpose(2, 3) / 32**0.5  # [4,4,66,66]
     m = S[:, :, -1].mean(1).sigmoid()  # [4,66]
     seen = (S.softmax(-1) * m[:, None, None, :]) @ v  # [4,4,66,32]: columns scaled
     out = block.attn.proj(seen.transpose(1, 2).flatten(2))  # [4,66,128]
-assert torch.allclose(out, after[-1], atol=1e-4)
+assert torch.allclose(out, after[0], atol=1e-4)
 print("m:", list(m.shape), "  the library's block gives the same")
 
 # %% [markdown]
@@ -129,7 +131,7 @@ masks = torch.stack(found)[:, :, 1:-1].unflatten(2, (8, 8))  # [3,4,8,8]
 assert torch.allclose(masks.mean(0), model.localize(shown).maps, atol=1e-5)
 figures.gallery(
     torch.cat([shown] * 3), maps=masks.flatten(0, 1), titles=[f"block {n}" for n in (4, 5, 6) for _ in range(4)],
-    alt="MASKS09_ALT",
+    alt="The masks of blocks 4, 5 and 6 for four pictures. Each covers part of the animal, not the same part, and some of them light up a spot of the landscape.",
 )  # fmt: skip
 plt.show()
 
@@ -325,7 +327,7 @@ for title, found in (("lambda", by_area), ("batch", by_batch)):
 # One number hides much. How good are the boxes that count, how near are those that do not? And who gains: large animals, or small ones? The IoU of every test picture, five seeds together:
 
 # %%
-cells = [c for c in grid.read("attention_scenes")["cells"].values()]
+cells = list(grid.read("attention_scenes")["cells"].values())
 names = {"CAM": "scenes/vit-cam", "class token": "scenes/class-token", "TS-CAM": "scenes/ts-cam", "SAT": "scenes/sat"}
 ious = {title: np.array([c["ious"] for c in cells if c["name"] == name]) for title, name in names.items()}  # [5,1000]
 test = data.load("scenes", "test", n=1000)
@@ -436,7 +438,7 @@ for knobs in worlds.values():
     true_boxes += [turned.boxes(i) for i in range(8, 12)]
     found += [fixed.box(one)[None] for one in runs["token"].localizer.localize(chosen).maps]
 figures.gallery(
-    torch.cat(pictures), boxes=true_boxes, predicted=found, titles=[title for title in worlds for _ in range(4)], alt="WORLDS09_ALT",
+    torch.cat(pictures), boxes=true_boxes, predicted=found, titles=[title for title in worlds for _ in range(4)], alt="Four pictures as they are, occluded, mirrored in water, and with a second animal, each with its true boxes and the box of SAT.",
 )  # fmt: skip
 plt.show()
 
@@ -491,7 +493,7 @@ for name in ("cub", "tiny-imagenet"):
 #
 # ## What it costs
 #
-# PROSE_COST09
+# In training SAT adds one token to sixty-five, one row of logits in three blocks, and two cheap losses. Measured on one core (`python benchmarks/sat.py`), a step costs less than a tenth more than that of the same network without the token; against an implementation that makes whole matrices of attention in every block, it is a little faster and needs clearly less memory, the less the larger the picture. One thing cost more than all of this: PyTorch's fused attention goes *back* slowly in half precision on a CPU. Around it, half precision halves the time of a step (`python benchmarks/precision.py`), and so the longer runs of this chapter were made; the live cells use single precision, for not every laptop has the other.
 #
 # ## Published, and ours
 
@@ -514,7 +516,48 @@ for title, gt_known in published.items():
 #
 # ## Exercises
 #
-# EXERCISES09
+# ### Exercise 1: predict
+#
+# A batch has two pictures. In the one a tenth of the map is foreground, in the other six tenths, and $\lambda$ is a quarter. Which way does the batch area loss push each place of either map, and which way does the loss of each picture? And how strong is the push at a place with $M = 0.9$, compared with one at $0.1$?
+#
+# <details><summary>Solution</summary>
+#
+# The batch has .35, too much: every place of *both* maps is pushed down, equally. Picture by picture, the first map is pushed up and the second down: every animal is to be of one size. Either way each place feels the same slope. Which places give in, is decided by the sigmoid, whose slope is largest at one half, and by the two other losses.
+#
+# ```python
+# maps = torch.stack([torch.full((8, 8), 0.1), torch.full((8, 8), 0.6)]).requires_grad_()
+# for per_image in (False, True):
+#     (slope,) = torch.autograd.grad(sat.batch_area_loss(maps, 0.25, per_image), maps)
+#     print(per_image, slope[:, 0, 0].tolist())
+# ```
+#
+# </details>
+#
+# ### Exercise 2: implement
+#
+# SAT does not divide by the sum of a row once its columns are scaled. Write the attention that does, and find out what cross-entropy can then no longer see.
+#
+# <details><summary>Solution</summary>
+#
+# Scale $m$ by any number: the quotient stays. So cross-entropy would teach which tokens are seen *more than others*, and a mask of .01 would be as good as a mask of one. Without the division a small mask also makes the block's answer small, against what flows past it. There is a price for hiding everything.
+#
+# ```python
+# def renormalised(S, m, v):
+#     weights = S.softmax(-1) * m[:, None, None, :]
+#     return weights / weights.sum(-1, keepdim=True) @ v
+#
+#
+# assert torch.allclose(renormalised(S, m, v), renormalised(S, 0.01 * m, v), atol=1e-4)
+# plain = (S.softmax(-1) * m[:, None, None, :]) @ v
+# print((plain - (S.softmax(-1) * 0.01 * m[:, None, None, :]) @ v).abs().max().item())
+# ```
+#
+# </details>
+#
+# ### Exercise 3: investigate
+#
+# EX3_09
+#
 #
 # ## Summary
 #
