@@ -94,11 +94,11 @@ for title, chosen in (("no animal", covered == 0), ("half animal", covered >= 0.
     mean = (vectors * chosen[:, None]).sum((2, 3)) / chosen.sum((1, 2)).clamp(min=1)[:, None]  # [N,C]
     right = F.linear(mean, head.weight, head.bias).argmax(1) == scenes.labels
     named[title] = 100 * right[have].double().mean()
-    print(f"from patches with {title:12} names right {named[title]:4.1f} %")
+    print(f"from patches with {title:12} names right {named[title]:4.1f} %   n = {int(have.sum())}")
 assert abs(named["no animal"] - named["half animal"]) < 10
 
 # %% [markdown]
-# The sky names the bird as well as the bird does. So the question "which places speak for the class?" has no answer in the final vectors: all of them do. It is not that a transformer cannot see places. It *mixes* them, and CAM looks when the mixing is over.
+# The landscape names the animal as well as the animal does. So a high logit at a place need not mean that the animal is there: the name has been mixed into all vectors, and CAM looks when the mixing is over. (Why the map is even darker on the animal, this does not tell.)
 
 # %% [markdown]
 # ## What a transformer sees
@@ -118,7 +118,9 @@ assert tokens.shape == (8, 1 + 64, 128)
 # %% [markdown]
 # Then come six *blocks*. In each, every token asks all tokens a question. A token has a **query** $q$, a **key** $k$ and a **value** $v$, three linear maps of its vector. How well a query fits a key is their dot product; the softmax makes shares of it:
 #
-# $$A = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right), \qquad \text{token}_i \leftarrow \sum_j A_{ij} v_j$$
+# $$A = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right), \qquad \text{token}_i \leftarrow \text{token}_i + W \sum_j A_{ij} v_j$$
+#
+# Here $d$ is the length of a query; dividing by its root keeps the dot products of one size. The old token stays, and the answer is added, through one more linear map $W$. Then a small network of two layers works on each token alone, and is added too. Before either, each vector is brought to one scale (`norm1`, `norm2`).
 #
 # The first block by hand. It has four *heads*, that is, it does this four times side by side with 32 numbers each.
 
@@ -157,28 +159,31 @@ frames = [
 ]
 figures.slider(
     frames, [f"block {n}" for n in range(1, 7)], title="depth",
-    alt="Four pictures under the attention of the class token, block by block. In each block some of it lies on the animal, mostly at its head or tail, and some on patches of plain ground.",
+    alt="Four pictures under the attention of the class token, block by block. Often it lies on the animal, mostly at head or tail; in some blocks it lies on a plant, a balloon or the sky instead.",
 )  # fmt: skip
 
 # %% [markdown]
 # Nice to look at. But is it a map of the animal? Count. Of the attention that goes to patches, which share falls on the animal? If attention does not care, it is the animal's share of the picture. And over how many patches is it spread? (The exponential of its entropy: if $k$ patches get the same and the others nothing, it is $k$.)
 
-# %%
+# %% tags=["nbval-ignore-output"]
 with torch.no_grad(), ts_cam.class_rows(vit.blocks) as rows:
     net(images)
 by_layer = torch.stack([row.mean(1)[:, 1:].unflatten(1, (8, 8)) for row in rows])  # [L,N,8,8]
-shares = by_layer / by_layer.sum((2, 3), keepdim=True)  # [L,N,8,8], of the attention that goes to patches
-caught = (shares * covered).sum((2, 3)).mean(1)  # [L], how much of it lies on the animal
-spread = torch.special.entr(shares).sum((2, 3)).exp().mean(1)  # [L], as many patches as if all had the same
+drawn = torch.cat([covered[None], by_layer])  # [1+L,N,8,8], first a map of the very shape of the animal
+shares = drawn / drawn.sum((2, 3), keepdim=True)  # of what goes to patches
+caught = (shares * covered).sum((2, 3)).mean(1)  # [1+L], how much of it lies on the animal
+spread = torch.special.entr(shares).sum((2, 3)).exp().mean(1)  # [1+L], as many patches as if all had the same
 print(f"the animal covers {100 * covered.mean():.1f} % of the picture, {64 * covered.mean():.0f} of 64 patches")
-for n, (share, patches) in enumerate(zip(caught, spread, strict=True), 1):
+for title, share, patches in zip(("shape", *(f"block {n}" for n in range(1, 7))), caught, spread, strict=True):
     times = share / covered.mean()
     print(
-        f"block {n}: {100 * share:4.1f} % on the animal, {times:.1f} times its share; spread over {patches:.0f} patches"
+        f"{title}: {100 * share:4.1f} % on the animal, {times:.1f} times its share; spread over {patches:.0f} patches"
     )
 
 # %% [markdown]
-# So there is something in it. Without a label from this world, every block gives the animal two to three times the attention that its size would earn. But that still leaves two thirds or more to the landscape, and the attention for an animal of seven patches is spread over eighteen or more. Two things smear it. A softmax must hand out a sum of one in every head and every block, wanted or not. And blocks that no longer need the picture use patches of plain ground as a place to keep other things (large transformers do so on purpose, as Darcet et al. 2024 show; one gives them spare tokens for it, *registers*). Nor does depth sort it out: no block is best at all three jobs, near, narrow and even.
+# So there is something in it. Without a label from this world, every block gives the animal more than twice the attention that its size would earn. But a map with the very shape of the animal would catch 64 per cent, over eleven patches (the edge of an animal cuts patches). The attention catches little more than half of that at best, and is spread over eighteen patches or more. Nor does depth sort it out: the share goes up and down from block to block.
+#
+# What may smear it? A softmax must hand out a sum of one in every head and block. Some goes to things that look telling: a balloon, a mushroom. And in large transformers trained for long, single patches of plain ground become a store for something else and draw attention (Darcet et al. 2024; spare tokens, *registers*, cure it). Whether ours, with six blocks, does so, we have not tested.
 #
 # ## Roll it up, and give it a class
 #
@@ -224,11 +229,13 @@ with torch.no_grad(), ts_cam.class_rows(model.network.blocks) as rows:
     S = model.semantics(images)  # [N,K,8,8]
 A = ts_cam.roll_up(rows)[:, 1:].unflatten(1, (8, 8))  # [N,8,8]
 own = S[torch.arange(len(S)), scenes.labels]
-coupled = ts_cam.couple(A, S, scenes.labels)
+halves = {
+    "true mask, 8 x 8": covered, "attention, before": before, "attention alone": A,
+    "semantic map alone": own, "coupled": ts_cam.couple(A, S, scenes.labels),
+}  # fmt: skip
 
 # %% tags=["nbval-ignore-output"]
 worth = {}
-halves = {"attention, before": before, "attention alone": A, "semantic map alone": own, "coupled": coupled}
 true_boxes = [scenes.boxes(i) for i in range(len(scenes))]
 for title, drawn in halves.items():
     judge = Evaluator(rule)
@@ -242,9 +249,9 @@ assert (
 )
 
 # %% [markdown]
-# - **The place comes from the attention.** It had most of it before this world was seen.
+# - **The place comes from the attention.** In this short run much of it was there before this world was seen. (Those weights had labels too, of another world.)
 # - **The semantic map alone is worse than a blank box** (21). That is CAM's trouble again, and no wonder: it, too, is read from the final vectors.
-# - **The product is hardly better than the attention alone**; with 300 pictures and one seed the two cannot be told apart. What the coupling brings is the class: with two species in one picture there are two maps.
+# - **The product is hardly better than the attention alone**; with 300 pictures and one seed the two cannot be told apart. What it *could* bring is a map for each class. Whether two species in one picture would get two different maps, we have not tested; with semantic maps as flat as these, we doubt it.
 #
 # There is one more thing to compare with. In TS-CAM nobody asks the class token for the name any more; it learns only through what the patches take from it. So train the plain transformer, whose class token classifies, and draw *its* attention:
 
@@ -259,7 +266,7 @@ print(f"class token classifies: GT-known {plain.compute().gt_known:5.1f} [{low:.
 #
 # ## Five seeds
 #
-# One run proves little. The same on 3,000 training and 1,000 test pictures, five seeds, with the threshold cross-fit. *Class token* is the plain transformer: its class token classifies, trained like the others, and the map is $\mathcal{A}$ alone. The learning rate was chosen on the val split, with another seed.
+# One run proves little. The same on 3,000 training and 1,000 test pictures, five seeds, with the threshold cross-fit. *Class token* is the plain transformer: its class token classifies, trained like the others, and the map is $\mathcal{A}$ alone. Batch and learning rate were chosen on the val split, with another seed, for SAT, the method of the next chapter, and are the same for all. (Its runs stand in the same file.)
 #
 # ```
 # python -m tools.overlaps scenes/vit-cam scenes/class-token scenes/ts-cam scenes/sat --to results/attention_scenes.json \
@@ -311,7 +318,7 @@ coupling = apart["coupled"] - apart["attention"]
 print(f"by training: {told(training)}   by coupling: {told(coupling)}")
 
 # %% [markdown]
-# The coupling gives a point or two, which cannot be told from zero. The training costs more than that. In TS-CAM nobody asks the class token for the name; its queries learn only through what the patches take from it. A class token that is asked learns to look at what names. So the semantic map, which was to lend the attention a class, takes more of the place than it gives back.
+# The coupling gives a point or two, which cannot be told from zero. But TS-CAM's training leaves an attention clearly worse than that of the plain transformer. In TS-CAM nobody asks the class token for the name. It learns only through what patches take from it in later blocks, and its row in the last block has no effect on the loss at all. That may be the reason; a network trained with both losses would tell.
 #
 # TS-CAM was made to see the whole animal where a classifier needs a part. The knob of scenes for this is `part_size`, the size of the part that tells the species, in body lengths. Chapter 03 turned it for CAM on a convolutional network; its row stands beside (trained from nothing, so it is there for scale).
 #
@@ -320,28 +327,29 @@ print(f"by training: {told(training)}   by coupling: {told(coupling)}")
 #     --seeds 0,1,2 --vary data.options.part_size=0.2,0.5 --set stages.0.precision=bf16
 # ```
 
+
 # %%
-key = "data.options.part_size"
-by_size = {
-    title: [
-        grid.over_seeds("attention_part_size", {"recipe": f"scenes/{name}", key: size})["gt_known"]
+def by_size(name, recipe, score="gt_known"):
+    """A score at both sizes of the telling part."""
+    return [
+        told(grid.over_seeds(name, {"recipe": recipe, "data.options.part_size": size})[score])
         for size in ("0.2", "0.5")
     ]
-    for title, name in methods.items()
-}
-by_size["CAM, small CNN"] = [
-    grid.over_seeds("cam_part_size", {"recipe": "scenes/cam", key: size})["gt_known"] for size in ("0.2", "0.5")
-]
+
+
 print(f"{'GT-known':18} part 0.2         part 0.5")
-for title, columns in by_size.items():
-    print(f"{title:18} " + "     ".join(told(values) for values in columns))
+for title, name in methods.items():
+    print(f"{title:18} " + "     ".join(by_size("attention_part_size", f"scenes/{name}")))
+floor = by_size("attention_part_size", "scenes/vit-cam", "best centred box gt_known")
+print(f"{'best centred box':18} " + "     ".join(floor))
+print(f"{'CAM, small CNN':18} " + "     ".join(by_size("cam_part_size", "scenes/cam")))
 
 # %% [markdown]
-# With a telling part of a fifth of a body length, attention and TS-CAM are far above CAM on either network. So far the promise holds. But they are not free of the part: both gain when it grows. (Some of that is the task. A larger part makes a larger box, and the floors move with it; see [chapter 03](03_class_activation_maps.ipynb).) Attention sees what names, and more than that.
+# Even with the small part, attention and TS-CAM are far above the blank box. So they do not need a large part. But both gain about eleven points when it grows, and the blank box only four (a larger part makes a larger box, and the floor moves with it). So they do depend on it. CAM on the same transformer stays below the blank box. The row of the small network has other weights and five seeds instead of three; it is there for scale.
 #
 # ## Real photographs
 #
-# A transformer from nothing needs millions of photographs. We have a CPU and forty thousand small ones, so we take a shortcut that is common: a *hybrid*. `vit_lite0_s16` looks through the first five stages of EfficientNet-Lite0, frozen, as ImageNet taught them; each place of their map is a token, one for 16 by 16 pixels. Six blocks follow. They learned on 40,000 pictures of Tiny-ImageNet, at 128 pixels, by their class token (`python -m tools.pretrain tiny-vit`):
+# To name photographs well, a transformer that starts from nothing needs very many of them. We have a CPU and forty thousand small ones, so we take a shortcut that is common: a *hybrid*. `vit_lite0_s16` looks through the first five stages of EfficientNet-Lite0, frozen, as ImageNet taught them; each place of their map is a token, one for 16 by 16 pixels. Six blocks follow. They learned on 40,000 pictures of Tiny-ImageNet, at 128 pixels, by their class token (`python -m tools.pretrain tiny-vit`):
 
 # %%
 import json
@@ -349,15 +357,15 @@ import json
 for name in ("scenes-vit", "tiny-vit"):
     about = json.loads((backbones.OWN_WEIGHTS / f"{name}.json").read_text())
     megabytes = (backbones.OWN_WEIGHTS / f"{name}.safetensors").stat().st_size / 1e6
-    print(f"{name}: {megabytes:.1f} MB, trained for {about['training_seconds'] / 60:.0f} minutes on one core")
+    print(f"{name}: {megabytes:.1f} MB, trained for {about['training_seconds'] / 60:.0f} minutes on a CPU")
     scores, floor = about["scores"], about["floors"]["best centred box"]["gt_known"]
     print(f"   {about['data']}: names right {scores['top1_cls']:.1f} %", end="")
     print(f", attention GT-known {scores['gt_known']:.1f}, blank box {floor:.1f}")
 
 # %% [markdown]
-# The second line is an honest floor for the photographs: attention that learned to name 200 kinds of things, in photographs of this set, is hardly better than a blank box.
+# The second line is where the photographs start: attention that learned to name 200 kinds of things can hardly be told, on this set, from a blank box. For birds there is no such line.
 #
-# On these blocks, all methods: birds (CUB-50: 1,500 training pictures, 224 pixels) and Tiny-ImageNet (50 pictures a class, 128 pixels). One seed; the settings were fixed beforehand. The last row is chapter 03's CAM on the convolutional network whose first stages the hybrid borrows, with its own head, at 224 pixels; it is there for scale. SAT in the commands is the method of the next chapter.
+# On these blocks, all methods: birds (CUB-50: 1,500 training pictures, 224 pixels) and Tiny-ImageNet (50 pictures a class, 128 pixels). One seed; the settings were fixed beforehand. The last row is chapter 03's CAM on the convolutional network whose first stages the hybrid borrows, with its own head, at 224 pixels; it is there for scale.
 #
 # ```
 # wsol compare cub/{vit-cam,class-token,ts-cam,sat}-lite0 --to results/attention_cub.json --seeds 0
@@ -368,13 +376,15 @@ for name in ("scenes-vit", "tiny-vit"):
 titles = {"vit-cam-lite0": "CAM", "class-token-lite0": "class token", "ts-cam-lite0": "TS-CAM"}
 for name in ("cub", "tiny-imagenet"):
     cells = {cell["name"].split("/")[1]: cell for cell in grid.read(f"attention_{name}")["cells"].values()}
-    rows = {title: cells[short] for short, title in titles.items()}
+    table = {title: cells[short] for short, title in titles.items()}
     family = grid.read(f"cam_family_{name}")["cells"].values()
-    (rows["CAM, Lite0"],) = [c for c in family if c["setting"]["stages.cam.args.variant"] == "cam"]
-    print(grid.score_table(rows), "\n")
+    (table["CAM, Lite0"],) = [c for c in family if c["setting"]["stages.cam.args.variant"] == "cam"]
+    print(grid.score_table(table))
+    print("names right:", ", ".join(f"{title} {c['scores']['top1_cls']:.1f}" for title, c in table.items()), "\n")
 
 # %% [markdown]
-#
+# Take TS-CAM's network on birds apart as well:
+
 # %%
 birds, tiny = (
     {c["name"].split("/")[1][:-6]: c["scores"]["gt_known"] for c in grid.read(f"attention_{name}")["cells"].values()}
@@ -387,10 +397,10 @@ assert max(tiny["class-token"], tiny["ts-cam"]) < 60
 print({half: round(score, 1) for half, score in cells["scores"].items()})
 
 # %% [markdown]
-# - **Birds: the attention of the plain transformer is twelve points above the best blank box**, from labels alone, and above chapter 03's CAM by more. (Part of that is resolution: it has 14 by 14 places, that CAM 7 by 7.)
-# - **TS-CAM is below the blank box on birds**, and again the reason is not the product: the attention inside it is no better. It is how its class token was, or was not, taught.
-# - **CAM on the transformer has the score of the full box**, on both sets: its map says nothing of the place.
-# - **Tiny-ImageNet: nothing to boast of.** Objects fill these pictures; attention and TS-CAM are within two points of a blank box, and below CAM on the convolutional network, which is larger and has seen more.
+# - **Birds: the attention of the plain transformer is twelve points above the best blank box**, from labels alone, and above chapter 03's CAM by more. (Part of that may be resolution: it has 14 by 14 places, that CAM 7 by 7.)
+# - **TS-CAM is below the blank box on birds**, and again not by the product: the attention inside it is no better. The difference is in the training.
+# - **CAM on the transformer scores as the full box does**, on both sets. On birds its V2 is higher, so its map is not quite empty. That network also names fewer pictures than the others here, so not all of the distance need be the map's.
+# - **Tiny-ImageNet: little to boast of, and the other order.** Objects fill these pictures. The class token's interval contains the blank box; TS-CAM is just above it, and a little above the class token. With one seed that order is not settled. Both are below CAM on the convolutional network, which is larger, has seen more and looks at 224 pixels.
 #
 # ## Published, and ours
 
@@ -402,7 +412,7 @@ for title, score in published:
     print(f"{title:26} {score:5.1f}")
 
 # %% [markdown]
-# The SCM paper prints the first three in the wrong columns, and other tables have copied them; these are TS-CAM's own. The last line is what a reader got from the authors' code. The distance is not explained there. And why is our TS-CAM so much worse on birds? Perhaps because of where it starts: DeiT's class token has been asked for the names of a million photographs before TS-CAM stops asking, ours for forty thousand.
+# DeiT-S is a vision transformer of twelve blocks trained on ImageNet's labels. The SCM paper prints the first three in the wrong columns, and other tables have copied them; these are TS-CAM's own. The last line is what a reader got from the authors' code. The distance is not explained there. And why is our TS-CAM so much worse on birds? Perhaps because of where it starts: DeiT's class token has been asked for the names of a million photographs before TS-CAM stops asking, ours for forty thousand.
 #
 # | | paper | here |
 # |---|---|---|
@@ -411,7 +421,7 @@ for title, score in published:
 # | training | 60 epochs | 4; photographs 10 and 3 |
 # | threshold | .1 for birds, .12 for ImageNet, found on the test set | cross-fit |
 #
-# The paper's recipes are `cub/ts-cam-deit_small`, with `deit_tiny` and `deit_base` beside it, and their likes for ILSVRC, OpenImages, dogs, aircraft and cars. They need a GPU and timm's weights, and we have not run them. Any vision transformer of timm with a class token will do; another network is refused:
+# The paper's recipes are `cub/ts-cam-deit_small`, with `deit_tiny` and `deit_base` beside it, and `deit_small` for ILSVRC, OpenImages, dogs, aircraft and cars. They need a GPU and timm's weights, and we have not run them. (Conformer-S, which the paper of the next chapter also uses, is not in timm and is not built.) Any vision transformer of timm with a class token will do; another network is refused:
 #
 
 # %%
@@ -431,12 +441,10 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
 #
 # ## Where it breaks
 #
-# - **The map is as coarse as the patches.** With eight by eight of them an animal is seven numbers.
+# - **The map is as coarse as the patches.** A box forgives that: the true mask, averaged over patches, scored nearly all above. An outline would not.
 # - **Attention is not made for this.** It may go where nothing is, and no loss says that it must not. In large transformers trained for long, single patches of plain ground can outshine the object.
 # - **It knows no class.** The coupling lends it one, from vectors that are mixed.
-# - **A softmax shares out.** On a large animal each patch gets little, on a small one much. So no threshold suits both.
-#
-# The last point is one that the next chapter mends.
+# - **A softmax makes its patches compete.** What one patch gains another loses. One bright patch is enough to leave the rest of the animal below a threshold that is relative to the brightest. The next chapter lets each patch answer for itself.
 #
 # ## Exercises
 #
@@ -446,14 +454,14 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
 #
 # <details><summary>Solution</summary>
 #
-# With 0 all logits are equal and so are all patches: a map without contrast, which gives no box. With 10 each head puts nearly everything on one patch. There are four heads, so there are one to four spots. The query's length is a temperature, and training sets it.
+# With 0 all logits are equal and so are all patches: a map without contrast, which gives no box. With 10 each head puts nearly everything on one token, in one head often on the class token itself. There are four heads, so there are at most about four spots. Without the factor this block's map is already that narrow; what grows is the share of each head's first. The query's length is a temperature, and training sets it.
 #
 # ```python
 # with torch.no_grad():
 #     for factor in (0, 1, 10):
 #         logits = factor * (q[:, :, :1] @ k.transpose(2, 3)) / 32**0.5
 #         row = logits.softmax(-1).mean(1)[:, 0, 1:]
-#         print(factor, (row > row.amax(1, keepdim=True) / 2).sum(1).tolist())
+#         print(factor, (row > row.amax(1, keepdim=True) / 2).sum(1).tolist(), logits.softmax(-1).amax(-1).mean((0, 2)))
 # ```
 #
 # </details>
@@ -499,7 +507,7 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
 #
 # <details><summary>Solution</summary>
 #
-# Single blocks are far below the sum of all: their mistakes differ, and a sum forgives them. Leaving out the last block or the first changes less than the interval, so the choice on val gains nothing that could be told from zero. Choosing on the test pictures always gains something: it is the best of twenty-one numbers that waver.
+# Single blocks are far below the sum of all. Leaving out the last block or the first changes less than the interval, so the choice on val gains nothing that could be told from zero. Choosing on the test pictures never loses: it is the best of twenty-one numbers that waver.
 #
 # ```python
 # from wsol_lib import data
@@ -522,6 +530,6 @@ for name in ("resnet10t", "vit_tiny_patch16_224"):
 #
 # ## Summary
 #
-# 1. **Open a vision transformer.** A picture is cut into patches, each a token; one class token belongs to no place. In each block every token takes shares of all others, and the row of the class token is a map. It lies on the animal two to three times as much as chance, and is spread over far more patches than the animal has. In the final vectors place is mixed away: the sky names the bird, and CAM is below a blank box.
+# 1. **Open a vision transformer.** A picture is cut into patches, each a token; one class token belongs to no place. In each block every token takes shares of all others, and the row of the class token is a map. It lies on the animal more than twice as much as chance would have it, and is spread over more patches than the animal has. In the final vectors the name is everywhere: the landscape names the animal, and CAM is below a blank box.
 # 2. **Build TS-CAM.** Add the rows of all blocks up; let the patches classify by a convolution whose means are the logits; multiply. Nothing but the label is learned from, and no large matrix need be made.
-# 3. **Judge it.** It is far above CAM on the same transformer, on scenes and on birds. But the place comes from the attention, and the attention of the plain transformer is better than TS-CAM's: by its training, not by the product. On birds that is the difference between a blank box and twelve points more. Attention was never told what a map should be. The next chapter tells it.
+# 3. **Judge it.** It is far above CAM on the same transformer, on scenes and on birds. But the place comes from the attention. On scenes and on birds the plain transformer's attention is better than TS-CAM's, by its training and not by the product; on Tiny-ImageNet, where all are near a blank box, it is not. Attention was never told what a map should be. The next chapter tells it.
