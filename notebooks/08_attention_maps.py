@@ -179,6 +179,7 @@ for title, share, patches in zip(("shape", *(f"block {n}" for n in range(1, 7)))
     print(
         f"{title}: {100 * share:4.1f} % on the animal, {times:.1f} times its share; spread over {patches:.0f} patches"
     )
+assert caught[1:].min() > 2 * covered.mean() and caught[1:].max() < 0.65 * caught[0] and spread[1:].min() > spread[0]
 
 # %% [markdown]
 # So there is something in it. Without a label from this world, every block gives the animal more than twice the attention that its size would earn. But a map with the very shape of the animal would catch 64 per cent, over eleven patches (the edge of an animal cuts patches). The attention catches little more than half of that at best, and is spread over eighteen patches or more. Nor does depth sort it out: the share goes up and down from block to block.
@@ -363,7 +364,7 @@ for name in ("scenes-vit", "tiny-vit"):
     print(f", attention GT-known {scores['gt_known']:.1f}, blank box {floor:.1f}")
 
 # %% [markdown]
-# The second line is where the photographs start: attention that learned to name 200 kinds of things can hardly be told, on this set, from a blank box. For birds there is no such line.
+# The last line is where the photographs start: attention that learned to name 200 kinds of things can hardly be told, on this set, from a blank box. For birds there is no such line.
 #
 # On these blocks, all methods: birds (CUB-50: 1,500 training pictures, 224 pixels) and Tiny-ImageNet (50 pictures a class, 128 pixels). One seed; the settings were fixed beforehand. The last row is chapter 03's CAM on the convolutional network whose first stages the hybrid borrows, with its own head, at 224 pixels; it is there for scale.
 #
