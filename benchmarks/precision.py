@@ -9,38 +9,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
-from timing import medians
-from torch import nn
+from timing import medians, training_step
 
 from wsol_lib import setup
 from wsol_lib.backbones import create
 from wsol_lib.methods.sat import SAT
 from wsol_lib.methods.ts_cam import ClassToken
 from wsol_lib.recipe import load_recipe
-from wsol_lib.training import attention_kernel, autocast
-from wsol_lib.types import Batch
+from wsol_lib.types import Batch, Localizer
 
 CLASSES = 200
-CPU = torch.device("cpu")
-METHODS: dict[str, type[nn.Module]] = {"scenes/sat": SAT, "pretrain/tiny-vit": ClassToken}
-
-
-def step(method: nn.Module, batch: Batch, precision: str, fused: bool) -> Callable[[], None]:
-    optimizer = torch.optim.SGD((p for p in method.parameters() if p.requires_grad), lr=1e-9)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if fused else attention_kernel(CPU, precision):
-            with autocast(CPU, precision):
-                loss = torch.stack(list(method.losses(batch).values())).sum()  # type: ignore[operator]
-            loss.backward()
-        optimizer.step()
-
-    return run
+METHODS: dict[str, type[Localizer]] = {"scenes/sat": SAT, "pretrain/tiny-vit": ClassToken}
 
 
 def main() -> None:
@@ -52,10 +33,10 @@ def main() -> None:
     for name, method in METHODS.items():
         recipe = load_recipe(name)
         stage, side = recipe.stages[-1], recipe.data.size
-        model = method(create(**{**(stage.backbone or {}), "weights": "random"}), CLASSES, **stage.args).train()
+        model = method(create(**{**(stage.backbone or {}), "weights": "random"}), CLASSES, **stage.args)
         batch: Batch = {"image": torch.rand(options.batch, 3, side, side), "label": torch.arange(options.batch)}
         kinds = {"fp32": ("fp32", True), "bf16, fused": ("bf16", True), "bf16": ("bf16", False)}
-        runs = [step(model, batch, *kind) for kind in kinds.values()]
+        runs = [training_step(model, batch, *kind) for kind in kinds.values()]
         times = medians(runs, options.repeats, time.process_time)
         print(f"\n{name}: batches of {options.batch} at {side} px, medians of {options.repeats}")
         for kind, seconds in zip(kinds, times, strict=True):

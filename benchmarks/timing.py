@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from wsol_lib.training import attention_kernel, autocast
 from wsol_lib.types import Batch, Localizer
 
 Run = Callable[[], object]
 MIB = 2**20
+CPU = torch.device("cpu")
 
 
 def medians(runs: Sequence[Run], repeats: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
@@ -28,14 +31,22 @@ def medians(runs: Sequence[Run], repeats: int, clock: Callable[[], float] = time
     return [median(column) for column in zip(*times, strict=True)]
 
 
-def training_step(localizer: Localizer, batch: Batch) -> Run:
-    """Losses, gradients and a step of SGD."""
+def training_step(localizer: Localizer, batch: Batch, precision: str = "fp32", fused: bool = True) -> Run:
+    """Losses, gradients and a step of SGD, on the CPU.
+
+    Args:
+        precision: of `training.autocast`.
+        fused: torch chooses the kernel of the attention; else `training.attention_kernel` does, as in `engine.fit`.
+    """
     learned = [p for p in localizer.train().parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=1e-4, momentum=0.9)
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        sum(localizer.losses(batch).values()).backward()
+        with nullcontext() if fused else attention_kernel(CPU, precision):
+            with autocast(CPU, precision):
+                loss = sum(localizer.losses(batch).values())
+            loss.backward()
         optimizer.step()
 
     return run

@@ -226,6 +226,7 @@ def test_axes_and_cells():
 def test_half_width_is_students():
     assert grid.half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
     assert grid.half_width([4.0]) is None
+    assert grid.told(np.array([1.0, 2.0, 3.0])) == "  2.0 ±  2.5"
 
 
 def test_a_score_table_begins_with_the_floors_and_gives_intervals_to_what_was_measured():

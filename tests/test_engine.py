@@ -138,6 +138,20 @@ def test_a_cpu_leaves_the_fused_kernel_in_half_precision_only():
     assert fused()
 
 
+def test_training_goes_around_the_fused_kernel_in_half_precision():
+    seen = []
+
+    class Watched(Teacher):
+        def losses(self, batch):
+            seen.append(torch.backends.cuda.flash_sdp_enabled())
+            return super().losses(batch)
+
+    for precision in ("fp32", "bf16"):
+        fit(Watched(), Squares(), TRAINING.model_copy(update={"precision": precision, "epochs": 1}))
+    half = len(seen) // 2
+    assert half and all(seen[:half]) and not any(seen[half:])
+
+
 def test_workers_change_nothing():
     alone, helped = Teacher(), Teacher()
     fit(alone, Squares(), TRAINING)

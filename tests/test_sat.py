@@ -343,6 +343,35 @@ def test_prices_and_the_second_loss():
     torch.testing.assert_close(area, (maps.mean((1, 2)) - 0.6).abs().mean())
 
 
+def test_the_class_token_may_name():
+    for query in ("token", "attention"):
+        model = sat(names="class", query=query)
+        found = model.localize(pictures())
+        with torch.no_grad():
+            tokens = model.eval().tokens(model.backbone.normalize(pictures()))
+        torch.testing.assert_close(found.logits, F.linear(tokens[:, 0], model.head.weight, model.head.bias))
+        assert found.maps.shape == (3, 4, 4)
+        assert total(model.losses(batch())).isfinite()
+
+
+@pytest.mark.parametrize("names", ["patches", "class"])
+def test_two_stages_begin_with_the_weights_of_the_first(names):
+    first = TSCAM(transformer(), CLASSES)
+    nn.init.normal_(first.head.weight, std=0.5)
+    second = SAT(create("vit_tiny_patch16_224", **SMALL), CLASSES, start=first, blocks=2, names=names)
+    theirs, ours = first.network.state_dict(), second.network.state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    if names == "patches":
+        assert torch.equal(first.head.weight, second.head.weight)
+    second.network.pos_embed.data.zero_()
+    assert first.network.pos_embed.any(), "the weights are copied, not shared"
+    with pytest.raises(RecipeError, match="cannot start from TSCAM: other network or classes"):
+        SAT(transformer("registers"), CLASSES, start=first)
+    if names == "patches":
+        with pytest.raises(RecipeError, match="cannot start from TSCAM"):
+            SAT(transformer(), CLASSES + 1, start=first)
+
+
 def test_how_the_token_starts():
     class_token = transformer().network.cls_token.detach()
     tokens = {name: SAT(transformer(), CLASSES, initial=name).spatial for name in CHOICES["initial"]}
@@ -425,11 +454,12 @@ AREAS = {"scenes": 0.1, "ilsvrc": 0.35, "tiny-imagenet": 0.35}  # the paper's .2
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_say_what_the_methods_take(name):
     recipe = load_recipe(name)
-    (stage,) = recipe.stages
+    stage = recipe.stages[-1]
     small = {"depth": SMALL["depth"]} if name.endswith("lite0") else SMALL
     backbone = {**stage.backbone, **small, "weights": "random"}
     data = load("scenes", "train", size=32, n=12, classes=4)
-    model = engine.build(stage.model_copy(update={"backbone": backbone}), data)
+    earlier = {argument: TSCAM(create(**backbone), 4) for argument in stage.needs}
+    model = engine.build(stage.model_copy(update={"backbone": backbone}), data, earlier)
     assert len(model.network.blocks) == SMALL["depth"] and model.network.blocks[-1].drop_path1.drop_prob > 0
     assert recipe.data.name in datasets() and recipe.evaluate.protocol in PROTOCOLS
     assert replace(PROTOCOLS[recipe.evaluate.protocol], **recipe.evaluate.args)

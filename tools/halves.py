@@ -20,9 +20,8 @@ tune_process()
 import torch  # noqa: E402
 
 from wsol_lib import engine  # noqa: E402
-from wsol_lib.backbones import in_eval_mode  # noqa: E402
 from wsol_lib.cli import grid_command  # noqa: E402
-from wsol_lib.methods.ts_cam import TSCAM, class_rows  # noqa: E402
+from wsol_lib.methods.ts_cam import TSCAM  # noqa: E402
 from wsol_lib.recipe import Recipe  # noqa: E402
 from wsol_lib.types import Batch, Localization, Localizer, RecipeError  # noqa: E402
 
@@ -40,17 +39,16 @@ class OneHalf(Localizer):
         """Of the whole."""
         return self.model.losses(batch)
 
-    @torch.no_grad()
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """The logits of the whole, and the half's map of each label."""
         whole = self.model.localize(images, labels)
-        if self.part == "coupled":
-            return whole
-        with in_eval_mode(self.model), class_rows(self.model.network.blocks) as rows:
-            semantics = self.model.semantics(images)  # [B,K,h,w]
-        if self.part == "attention":
-            return Localization(whole.logits, self.model.attention(rows, images))
-        return Localization(whole.logits, semantics[torch.arange(len(images)), labels])
+        attention, semantics = self.model.look(images)
+        shown = {
+            "attention": attention,
+            "semantics": semantics[torch.arange(len(images)), labels],
+            "coupled": whole.maps,
+        }
+        return Localization(whole.logits, shown[self.part])
 
 
 def halves(recipe: Recipe, out: Path) -> dict[str, Any]:

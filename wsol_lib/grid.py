@@ -156,6 +156,11 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float | Non
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def told(values: NDArray[np.float64]) -> str:
+    """Mean and half width of the 95 % interval of Float[seeds, at least 2], such as " 67.9 ±  4.5"."""
+    return f"{values.mean():5.1f} ± {half_width(values.tolist()):4.1f}"
+
+
 def with_floors(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`scores` and `intervals` of every row of a table: the trivial floors of the first cell, then the cells given.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, TypedDict
@@ -46,6 +46,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f" (there are: {', '.join(words)})" if 0 < len(words) <= MANY_WORDS else ""
+
+
+def check_choice(method: str, name: str, value: str | None, known: Collection[str | None]) -> None:
+    """Refuse an argument of a method that is none of the known ones.
+
+    Raises:
+        RecipeError: it is not; the text lists them.
+    """
+    if value not in known:
+        raise RecipeError(f"{method} has no {name} {value!r}: choose one of {', '.join(map(str, known))}")
 
 
 class Batch(TypedDict, total=False):

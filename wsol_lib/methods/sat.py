@@ -40,19 +40,21 @@ from torch import Tensor, nn
 from wsol_lib.backbones import Backbone, in_eval_mode, to_grid
 from wsol_lib.distributed import global_mean
 from wsol_lib.maps import normalize
-from wsol_lib.methods.ts_cam import PatchClassifier, class_rows
+from wsol_lib.methods.ts_cam import TransformerClassifier, class_rows, patch_head
 from wsol_lib.methods.wend import binary_entropy, weighted_entropy
-from wsol_lib.types import Batch, Localization, RecipeError
+from wsol_lib.types import Batch, Localization, RecipeError, check_choice
 
 Query = Literal["token", "class", "attention"]
 Product = Literal["after", "before"]
 Start = Literal["random", "zeros", "class"]
 Sharpen = Literal["normalization", "entropy", "weighted-entropy"]
 Kernel = Literal["code", "gaussian"]
+Names = Literal["patches", "class"]
 Preset = Literal["a", "b", "c", "d", "e"]
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "query": get_args(Query),
     "product": get_args(Product),
+    "names": get_args(Names),
     "initial": get_args(Start),
     "sharpen": get_args(Sharpen),
     "kernel": (*get_args(Kernel), None),
@@ -197,16 +199,19 @@ def frozen_parts(preset: Preset, depth: int, blocks: int) -> tuple[str, ...]:
     return ladder[preset]
 
 
-class SAT(PatchClassifier):
+class SAT(TransformerClassifier):
     """A vision transformer with a spatial token in its last blocks. One map a picture, whatever its class.
 
     Args:
-        backbone: as for `PatchClassifier`; its last blocks are changed, so no other method should hold it.
+        backbone: as for `TransformerClassifier`; its last blocks are changed, so no other method should hold it.
         classes: number K of classes.
+        start: a trained vision transformer like the backbone, such as `TSCAM`, whose weights are copied before the
+            blocks are changed, the head's too if it is of the same kind: two stages (Table 13).
         blocks: how many of the last blocks are spatial (Table 9).
         query: what the map is made of. "token": a spatial token of its own. "class": the class token asks, no token is
             added (Table 11). "attention": no m and no product; M is the class token's attention in the last blocks,
             each picture's stretched to [0,1], under the same losses (Table 5; how the paper stretched it is not known).
+        names: who names the class, the "patches" by `patch_head` or the "class" token by a linear layer.
         product: of `SpatialQueryAttention` (Table 10).
         initial: the spatial token starts at "random" (truncated normal, .02), "zeros", or as the "class" token. Its
             position is random.
@@ -220,8 +225,8 @@ class SAT(PatchClassifier):
         decay_tokens: weight decay falls on tokens and positions too, as in the released code.
 
     Raises:
-        RecipeError: the backbone is no plain vision transformer of timm, there is no such choice, or a number is
-            out of its range.
+        RecipeError: the backbone is no plain vision transformer of timm, or not that of `start`; there is no such
+            choice, or a number is out of its range.
     """
 
     uses_labels = False
@@ -231,8 +236,10 @@ class SAT(PatchClassifier):
         backbone: Backbone,
         classes: int,
         *,
+        start: TransformerClassifier | None = None,
         blocks: int = 3,
         query: Query = "token",
+        names: Names = "patches",
         product: Product = "after",
         initial: Start = "random",
         area: float = 0.25,
@@ -244,9 +251,11 @@ class SAT(PatchClassifier):
         frozen: Preset = "a",
         decay_tokens: bool = False,
     ) -> None:
-        super().__init__(backbone, classes, decay_tokens)
-        chosen = {"query": query, "product": product, "initial": initial}
-        _check({**chosen, "sharpen": sharpen, "kernel": kernel, "frozen": frozen})
+        chosen = {"query": query, "names": names, "product": product, "initial": initial}
+        for name, value in {**chosen, "sharpen": sharpen, "kernel": kernel, "frozen": frozen}.items():
+            check_choice("SAT", name, value, CHOICES[name])
+        head = patch_head(classes) if names == "patches" else lambda width: nn.Linear(width, classes)
+        super().__init__(backbone, head, decay_tokens)
         if not 0 <= area <= 1 or min(area_weight, sharpen_weight) < 0:
             raise RecipeError(
                 "SAT's area is a share of the batch in [0,1], and the weights of its losses are not negative; "
@@ -255,15 +264,25 @@ class SAT(PatchClassifier):
         depth = len(self.network.blocks)
         if not 1 <= blocks <= depth:
             raise RecipeError(f"SAT takes 1 to {depth} blocks of {backbone.name}, not {blocks}")
-        self.blocks, self.query, self.kernel = blocks, query, kernel
+        self.blocks, self.query, self.names, self.kernel = blocks, query, names, kernel
         self.area, self.area_weight, self.per_image = area, area_weight, per_image
         self.sharpen, self.sharpen_weight = sharpen, sharpen_weight
+        if start is not None:
+            self._copy(start)
         self._freeze(frozen_parts(frozen, depth, blocks))
         own = {"token": self._start(initial), "position": self._start("random")} if query == "token" else {}
         self.spatial = nn.ParameterDict(own)
         if query != "attention":
             for block in self.network.blocks[-blocks:]:
                 block.attn = SpatialQueryAttention(block.attn, -1 if query == "token" else 0, product)
+
+    def _copy(self, start: TransformerClassifier) -> None:
+        try:
+            self.network.load_state_dict(start.network.state_dict())
+            if type(self.head) is type(start.head):
+                self.head.load_state_dict(start.head.state_dict())
+        except RuntimeError as error:
+            raise RecipeError(f"SAT cannot start from {type(start).__name__}: other network or classes") from error
 
     def _freeze(self, parts: tuple[str, ...]) -> None:
         for name, parameter in self.network.named_parameters():
@@ -290,7 +309,7 @@ class SAT(PatchClassifier):
             tokens = self.tokens(inputs)  # [B,P+N,D]
         height, width = inputs.shape[2:]
         features, _ = to_grid(tokens, self.network, (height, width), "last")  # [B,D,h,w]
-        logits = self.head(features).mean((2, 3))  # [B,K]
+        logits = self.head(tokens[:, 0]) if self.names == "class" else self.head(features).mean((2, 3))  # [B,K]
         if self.query == "attention":
             return logits, normalize(self.attention(rows, inputs))
         m = torch.stack(rows).mean(0)[:, self.network.num_prefix_tokens : tokens.shape[1]]  # [B,N]
@@ -321,9 +340,3 @@ class SAT(PatchClassifier):
         """Logits and M, not smoothed, at the size of the grid of patches; labels are not looked at."""
         with in_eval_mode(self):
             return Localization(*self.look(images))
-
-
-def _check(chosen: dict[str, str | None]) -> None:
-    for name, value in chosen.items():
-        if value not in CHOICES[name]:
-            raise RecipeError(f"SAT has no {name} {value!r}: choose one of {', '.join(map(str, CHOICES[name]))}")

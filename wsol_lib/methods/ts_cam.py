@@ -179,24 +179,22 @@ class ClassToken(TransformerClassifier):
         return Localization(logits, self.attention(rows, images))
 
 
-class PatchClassifier(TransformerClassifier):
-    """A vision transformer whose patches classify: what `TSCAM` and `SAT` share.
+def patch_head(classes: int) -> Callable[[int], nn.Module]:
+    """What makes a head of the width D of tokens: a 3x3 convolution to K maps, whose means are the logits."""
+    return lambda width: nn.Conv2d(width, classes, 3, padding=1)
+
+
+class TSCAM(TransformerClassifier):
+    """Token semantic coupled attention maps (Gao et al., 2021): a vision transformer whose patches classify.
 
     Args:
         backbone: as for `TransformerClassifier`.
         classes: number K of classes.
         decay_tokens: as for `TransformerClassifier`.
-
-    Raises:
-        RecipeError: the backbone is another network.
     """
 
     def __init__(self, backbone: Backbone, classes: int, decay_tokens: bool = False) -> None:
-        super().__init__(backbone, lambda width: nn.Conv2d(width, classes, 3, padding=1), decay_tokens)
-
-
-class TSCAM(PatchClassifier):
-    """Token semantic coupled attention maps (Gao et al., 2021); arguments and errors as `PatchClassifier`."""
+        super().__init__(backbone, patch_head(classes), decay_tokens)
 
     def semantics(self, images: Tensor) -> Tensor:
         """S: what each patch of Float[B,3,H,W] says for each class, Float[B,K,h,w]; its means are the logits."""
@@ -208,10 +206,15 @@ class TSCAM(PatchClassifier):
         return {"classification": F.cross_entropy(logits, batch["label"])}
 
     @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both halves of the map in eval mode: A Float[B,h,w] and S Float[B,K,h,w] of pictures Float[B,3,H,W]."""
+        with in_eval_mode(self), class_rows(self.network.blocks) as rows:
+            semantics = self.semantics(images)
+        return self.attention(rows, images), semantics
+
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """Logits and the coupled map of each label, or of the predicted class, at the size of the grid of patches."""
-        with in_eval_mode(self), class_rows(self.network.blocks) as rows:
-            semantics = self.semantics(images)  # [B,K,h,w]
+        attention, semantics = self.look(images)
         logits = semantics.mean((2, 3))  # [B,K]
         classes = logits.argmax(1) if labels is None else labels
-        return Localization(logits, couple(self.attention(rows, images), semantics, classes))
+        return Localization(logits, couple(attention, semantics, classes))

@@ -26,7 +26,7 @@ The detectors are those of `wsol_lib.detectors`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from torchvision.ops import FeaturePyramidNetwork, box_convert
 
 from wsol_lib.backbones import Backbone, in_eval_mode
 from wsol_lib.detectors import DETECTORS, sides
-from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError
+from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError, check_choice
 
 
 def binary_entropy(p: Tensor) -> Tensor:
@@ -192,9 +192,9 @@ class WEND(_OnPseudoBoxes):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone, classes, classifier, freeze_backbone)
-        _check("detector", detector, DETECTORS)
-        _check("neck", neck, ("single", "fpn"))
-        _check("entropy", entropy, ("weighted", "plain", None))
+        check_choice("WEND", "detector", detector, DETECTORS)
+        check_choice("WEND", "neck", neck, ("single", "fpn"))
+        check_choice("WEND", "entropy", entropy, ("weighted", "plain", None))
         if not 0 <= tau2 <= tau1 <= 1:
             raise RecipeError(f"the entropy needs 0 <= tau2 <= tau1 <= 1, not tau2 = {tau2} and tau1 = {tau1}")
         self.entropy, self.eta = entropy, eta
@@ -244,11 +244,6 @@ class WEND(_OnPseudoBoxes):
             found = self.detector.detect(self.maps(images), images)
         boxes, scores = ([one[part] for one in found] for part in (0, 1))
         return Localization(self.logits(images), boxes=boxes, scores=scores)
-
-
-def _check(name: str, value: str | None, known: Collection[str | None]) -> None:
-    if value not in known:
-        raise RecipeError(f"WEND has no {name} {value!r}: choose one of {', '.join(map(str, known))}")
 
 
 def _pyramid(channels: list[int], strides: list[int], width: int, detector: str) -> FeaturePyramidNetwork:
