@@ -794,17 +794,12 @@ for title, recipe in kinds.items():
             claim[title, bias, habitats] = grid.over_seeds("context_pool_scenes", setting)
 
 
-def told(values):
-    """Mean and half of the 95 % interval over the seeds."""
-    return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
-
-
 # %%
 for score in ("top1_cls", "gt_known", "pxap"):
     print(f"{score:9}{'trained at':>22}   tested: {'own':14}{'shuffled':14}swapped")
     for bias in biases:
         for title in kinds:
-            cells = "   ".join(told(claim[title, bias, habitats][score]) for habitats in places)
+            cells = "   ".join(grid.told(claim[title, bias, habitats][score]) for habitats in places)
             print(f"{'':9} {title:10}{bias:>8}      {cells}")
     if score != "top1_cls":
         blank = [claim["CAM", "0", habitats][f"centred Gaussian {score}"].mean() for habitats in places]
@@ -828,7 +823,7 @@ print(f"{'CI-CAM - NL-CCAM':26}{'own':15}{'shuffled':15}swapped")
 for bias in biases:
     for score in ("gt_known", "pxap"):
         ahead = [claim["CI-CAM", bias, h][score] - claim["NL-CCAM", bias, h][score] for h in places]
-        print(f"trained at {bias:6}{score:9}{'   '.join(told(a) for a in ahead)}")
+        print(f"trained at {bias:6}{score:9}{'   '.join(grid.told(a) for a in ahead)}")
 
 # %% [markdown]
 # And the pointing game, at home, with the same networks:
@@ -848,7 +843,7 @@ for c in grid.read("context_pool_pointing")["cells"].values():
     pointed.setdefault((title, bias), []).append(c["scores"]["pointing"])
     blank.add(c["floors"]["middle of the picture"]["pointing"])
 for (title, bias), scores_by_seed in sorted(pointed.items()):
-    print(f"{title:20} trained at {bias:4} points at the animal {told(np.array(scores_by_seed))}")
+    print(f"{title:20} trained at {bias:4} points at the animal {grid.told(np.array(scores_by_seed))}")
 print("the middle of the picture:", *blank)
 
 # %%
@@ -903,7 +898,7 @@ for title, (method, argument, value) in changes.items():
 for bias in ("0", "1"):
     print(f"trained at {bias:13}{'classes':15}{'GT-known':15}PxAP")
     for title in [title for title, where in parts if where == bias]:
-        scores_told = "   ".join(told(parts[title, bias][score]) for score in ("top1_cls", "gt_known", "pxap"))
+        scores_told = "   ".join(grid.told(parts[title, bias][score]) for score in ("top1_cls", "gt_known", "pxap"))
         print(f"  {title:22}{scores_told}")
 
 # %%
@@ -916,7 +911,7 @@ for name, (with_it, without) in steps.items():
     for bias in ("0", "1"):
         for score in ("gt_known", "pxap"):
             effect[name, bias, score] = parts[with_it, bias][score] - parts[without, bias][score]
-        gains = [told(effect[name, bias, score]) for score in ("gt_known", "pxap")]
+        gains = [grid.told(effect[name, bias, score]) for score in ("gt_known", "pxap")]
         print(f"{name:12} trained at {bias}   GT-known {gains[0]}   PxAP {gains[1]}")
 
 # %%
@@ -964,14 +959,14 @@ one["CAM"] = claim["CAM", "1", "own"]
 for score in ("top1_cls", "gt_known", "pxap"):
     print(f"{score:20}{'0.9, own':15}{'shuffled':15}{'swapped':15}1, own")
     for title, found in nine.items():
-        print(f"  {title:18}" + "   ".join(told(each[score]) for each in (*found, one[title])))
+        print(f"  {title:18}" + "   ".join(grid.told(each[score]) for each in (*found, one[title])))
 
 # %%
 for title in ("CI-CAM, empty pool", "NL-CCAM"):
     print("CI-CAM minus", title)
     for score in ("top1_cls", "gt_known", "pxap"):
         pairs = zip([*nine["CI-CAM"], one["CI-CAM"]], [*nine[title], one[title]], strict=True)
-        print(f"  {score:18}" + "   ".join(told(pool[score] - other[score]) for pool, other in pairs))
+        print(f"  {score:18}" + "   ".join(grid.told(pool[score] - other[score]) for pool, other in pairs))
 
 # %%
 assert nine["CAM"][0]["top1_cls"].mean() - nine["CAM"][2]["top1_cls"].mean() > 15  # there is something to adjust

@@ -551,11 +551,6 @@ losses_of = {
 }
 
 
-def told(values):
-    """Mean and half width of the 95 % interval."""
-    return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
-
-
 # %%
 def table(axis, cases, scores=("gt_known", "recall")):
     """Print scores by loss and case; return them, and the floor's."""
@@ -564,7 +559,7 @@ def table(axis, cases, scores=("gt_known", "recall")):
     for score in scores:
         print(f"{'single' if score == 'gt_known' else score:11} " + "".join(f"{axis} {case:9}" for case in cases))
         for title in losses_of:
-            print(f"{title:11} " + "   ".join(told(found[title, case][score]) for case in cases))
+            print(f"{title:11} " + "   ".join(grid.told(found[title, case][score]) for case in cases))
         floors = [blind[where["data.options.instances"]] for where in cases.values()]
         what = "single" if score == "gt_known" else score
         print(f"{'fixed boxes':11} " + "".join(f"{floor[what]:5.1f}{'':10}" for floor in floors))
@@ -579,7 +574,9 @@ for noise in ("0", "0.3", "0.6"):
     gain = {t: by_noise[t, noise]["gt_known"] - by_noise["BCD", noise]["gt_known"] for t in detectors[1:]}
     found = {t: by_noise[t, noise]["recall"] - by_noise["BCD", noise]["recall"] for t in detectors[1:]}
     for title in gain:
-        print(f"noise {noise:4} {title:10} minus BCD: single {told(gain[title])}   recall {told(found[title])}")
+        print(
+            f"noise {noise:4} {title:10} minus BCD: single {grid.told(gain[title])}   recall {grid.told(found[title])}"
+        )
 
 # %%
 for noise in ("0", "0.3", "0.6"):
@@ -639,7 +636,7 @@ plain |= {
 rows = {title: {"recipe": "scenes/wend", args: f"{{detector: fcos, {how}}}"} for title, how in plain.items()} | rows
 found = {title: grid.over_seeds("entropy_settings", row) for title, row in rows.items()}
 for title, row in found.items():
-    print(f"{title:20} single {told(row['gt_known'])}   recall {told(row['recall'])}")
+    print(f"{title:20} single {grid.told(row['gt_known'])}   recall {grid.told(row['recall'])}")
 
 # %%
 singles = {title: row["gt_known"].mean() for title, row in found.items()}
@@ -661,12 +658,12 @@ cases = {title: rows[title] for title in ("BCD", "BCD, eta .125", "weighted, as 
 cases |= {"weighted, eta 1": setting(eta="1")}
 by_sgd = {title: grid.over_seeds("entropy_sgd", {**row, **sgd}) for title, row in cases.items()}
 for title, row in by_sgd.items():
-    print(f"{title:20} single {told(row['gt_known'])}   recall {told(row['recall'])}")
+    print(f"{title:20} single {grid.told(row['gt_known'])}   recall {grid.told(row['recall'])}")
 
 # %%
 rate = by_sgd["BCD, eta .125"]["gt_known"] - by_sgd["BCD"]["gt_known"]
 entropy_alone = by_sgd["weighted, as paper"]["gt_known"] - by_sgd["BCD, eta .125"]["gt_known"]
-print(f"eta alone {told(rate)}, the weighted entropy beside it {told(entropy_alone)}")
+print(f"eta alone {grid.told(rate)}, the weighted entropy beside it {grid.told(entropy_alone)}")
 assert abs(rate.mean()) > 5 * abs(entropy_alone.mean())
 
 # %% [markdown]
@@ -703,7 +700,7 @@ for title, pairs in detr_runs.items():
     for score, values in zip(("single", "recall"), np.array(pairs).T, strict=True):
         print(f"Deformable DETR {title:11} {score} by seed: " + " ".join(f"{value:5.1f}" for value in values))
 gain = np.array(detr_runs["+ weighted"])[:, 0] - np.array(detr_runs["BCD"])[:, 0]
-print(f"weighted minus BCD: {told(gain)}")
+print(f"weighted minus BCD: {grid.told(gain)}")
 assert gain[0] > 5 and abs(gain.mean()) < grid.half_width(gain)
 
 # %% [markdown]
@@ -726,7 +723,7 @@ shown_boxes = {title: grid.over_seeds("entropy_uncapped", {"recipe": "scenes/wen
                "evaluate.args": f"{{resize: 64, tau: cross-fit, max_boxes: {cap}}}"}) for title, cap in caps.items()}  # fmt: skip
 for title, row in shown_boxes.items():
     print(
-        f"{title:8} single {told(row['gt_known'])}   any {told(row['gt_known_multi'])}   recall {told(row['recall'])}"
+        f"{title:8} single {grid.told(row['gt_known'])}   any {grid.told(row['gt_known_multi'])}   recall {grid.told(row['recall'])}"
     )
 
 # %% [markdown]
@@ -786,7 +783,7 @@ for (title, n), row in judged.items():
 # %%
 for n in ("0", "0.3", "0.6"):
     gap = {t: judged[t, n]["calibration_error"] - judged["BCD", n]["calibration_error"] for t in detectors[1:]}
-    print(f"noise {n:4} error minus BCD's: " + ", ".join(f"{t} {told(g)}" for t, g in gap.items()))
+    print(f"noise {n:4} error minus BCD's: " + ", ".join(f"{t} {grid.told(g)}" for t, g in gap.items()))
     assert gap["+ entropy"].mean() > grid.half_width(gap["+ entropy"])
     assert -0.6 < gap["+ weighted"].mean() < -grid.half_width(gap["+ weighted"])
 
@@ -819,7 +816,9 @@ plt.show()
 
 # %%
 for (title, noise), path in ends.items():
-    print(f"noise {noise} {title:11} at the end {told(path[:, -1])}   below its best {told(path.max(1) - path[:, -1])}")
+    print(
+        f"noise {noise} {title:11} at the end {grid.told(path[:, -1])}   below its best {grid.told(path.max(1) - path[:, -1])}"
+    )
     assert (path.max(1) - path[:, -1]).mean() < 2
 
 # %% [markdown]
@@ -842,8 +841,8 @@ whole = {"DDT's own map": {"recipe": "scenes/ddt"}, "SCR": {"recipe": "scenes/we
 whole |= {title: {**losses_of[title], "recipe": "scenes/wend-ddt"} for title in detectors}
 piped = {title: grid.over_seeds("entropy_pipeline", row) for title, row in whole.items()}
 for title, row in piped.items():
-    five = "" if np.isnan(row["recall"]).any() else f"  of five {told(row['gt_known_multi'])}"
-    print(f"{title:13} single {told(row['gt_known'])}  Top-1 Loc {told(row['top1_loc'])}{five}")
+    five = "" if np.isnan(row["recall"]).any() else f"  of five {grid.told(row['gt_known_multi'])}"
+    print(f"{title:13} single {grid.told(row['gt_known'])}  Top-1 Loc {grid.told(row['top1_loc'])}{five}")
 
 # %%
 blank = piped["SCR"]["best centred box gt_known"].mean()

@@ -279,19 +279,14 @@ methods = {"CAM": "vit-cam", "class token": "class-token", "TS-CAM": "ts-cam"}
 found = {title: grid.over_seeds("attention_scenes", {"recipe": f"scenes/{name}"}) for title, name in methods.items()}
 
 
-def told(values):
-    """Mean and half width of the 95 % interval."""
-    return f"{values.mean():5.1f} ± {grid.half_width(values):4.1f}"
-
-
 # %%
 print(f"{'':18} names right       GT-known         Top-1 Loc")
 for title, scores in found.items():
-    print(f"{title:18} " + "     ".join(told(scores[name]) for name in ("top1_cls", "gt_known", "top1_loc")))
+    print(f"{title:18} " + "     ".join(grid.told(scores[name]) for name in ("top1_cls", "gt_known", "top1_loc")))
 for floor in ("best centred box", "centred Gaussian"):
     print(f"{floor:18} {'':17} {found['CAM'][f'{floor} gt_known'].mean():5.1f}")
 gain = found["class token"]["gt_known"] - found["TS-CAM"]["gt_known"]
-print(f"class token minus TS-CAM: {told(gain)}")
+print(f"class token minus TS-CAM: {grid.told(gain)}")
 
 # %%
 assert found["CAM"]["gt_known"].max() < 10 < 20 < found["CAM"]["best centred box gt_known"].min()
@@ -313,10 +308,10 @@ assert found["TS-CAM"]["gt_known"].min() > 50 and gain.mean() - grid.half_width(
 apart = grid.over_seeds("attention_halves", {"recipe": "scenes/ts-cam"})
 for half, values in apart.items():
     if half in ("attention", "semantics", "coupled"):
-        print(f"TS-CAM, {half:10} GT-known {told(values)}")
+        print(f"TS-CAM, {half:10} GT-known {grid.told(values)}")
 training = apart["attention"] - found["class token"]["gt_known"]
 coupling = apart["coupled"] - apart["attention"]
-print(f"by training: {told(training)}   by coupling: {told(coupling)}")
+print(f"by training: {grid.told(training)}   by coupling: {grid.told(coupling)}")
 
 # %% [markdown]
 # The coupling gives a point or two, which cannot be told from zero. But TS-CAM's training leaves an attention clearly worse than that of the plain transformer. In TS-CAM nobody asks the class token for the name. It learns only through what patches take from it in later blocks, and its row in the last block has no effect on the loss at all. That may be the reason; a network trained with both losses would tell.
@@ -333,7 +328,7 @@ print(f"by training: {told(training)}   by coupling: {told(coupling)}")
 def by_size(name, recipe, score="gt_known"):
     """A score at both sizes of the telling part."""
     return [
-        told(grid.over_seeds(name, {"recipe": recipe, "data.options.part_size": size})[score])
+        grid.told(grid.over_seeds(name, {"recipe": recipe, "data.options.part_size": size})[score])
         for size in ("0.2", "0.5")
     ]
 
