@@ -1,4 +1,4 @@
-"""Pseudo supervision: principal components by hand, boxes from drawn maps, boxes made wrong on purpose."""
+"""Pseudo supervision: principal components by hand, boxes and seeds from drawn maps, boxes made wrong on purpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from wsol_lib.backbones import create
 from wsol_lib.data import load
-from wsol_lib.pseudo import SIDE, Moments, boxes_from_maps, ddt_maps, disturb, project
+from wsol_lib.pseudo import SIDE, Moments, boxes_from_maps, ddt_maps, disturb, otsu_seeds, project
 
 SQUARE = torch.tensor([[SIDE, SIDE]])
 
@@ -178,19 +178,22 @@ def test_a_size_is_wanted_for_each_map():
         boxes_from_maps(torch.rand(2, 7, 7), SQUARE)
 
 
+def slow_otsu(scaled):
+    """What lies above Otsu's threshold in 8 bits, by its definition: the least variance within the two classes."""
+    levels = np.floor(255 * scaled)
+    spread = [np.inf] * 255
+    for t in range(255):
+        low, high = levels[levels <= t], levels[levels > t]
+        if len(low) and len(high):
+            spread[t] = len(low) * low.var() + len(high) * high.var()
+    return levels > int(np.argmin(spread))
+
+
 def slow_box(score_map, threshold):
     """Independent: OpenCV's resize, the histogram's Otsu by its definition, scipy's labels."""
     large = cv2.resize(score_map.numpy(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     scaled = (large - large.min()) / (large.max() - large.min())
-    shown = large > 0
-    if threshold == "otsu":
-        levels = np.floor(255 * scaled)
-        spread = [np.inf] * 255
-        for t in range(255):
-            low, high = levels[levels <= t], levels[levels > t]
-            if len(low) and len(high):
-                spread[t] = len(low) * low.var() + len(high) * high.var()  # within the two classes
-        shown = levels > int(np.argmin(spread))
+    shown = slow_otsu(scaled) if threshold == "otsu" else large > 0
     labels, n = ndimage.label(shown, np.ones((3, 3)))
     largest = max(range(1, n + 1), key=lambda i: (labels == i).sum())
     ys, xs = np.nonzero(labels == largest)
@@ -215,6 +218,115 @@ def test_scale_and_offset_change_nothing_but_for_zero():
             assert (a - b).abs().max() <= 1  # a pixel that rounds to the other side of an 8-bit level
     zero = [boxes_from_maps(m, sizes, "zero") for m in (maps, 4 * maps)]
     assert all(torch.equal(a, b) for a, b in zip(*zero, strict=True))
+
+
+# --- seeds from maps
+
+HILL = torch.tensor([[[0.0, 0.1, 0.2, 0.0], [0.1, 0.9, 0.8, 0.1], [0.3, 0.7, 1.0, 0.2]]])  # .7 and more is above Otsu's
+
+
+def many(cam, draws=300, **options):
+    """How often each place is foreground and background in so many draws: two Float[B,h,w] of shares."""
+    generator = torch.Generator().manual_seed(0)
+    seeds = torch.stack([otsu_seeds(cam, generator=generator, **options) for _ in range(draws)])
+    return (seeds == 1).double().mean(0), (seeds == 0).double().mean(0)
+
+
+def test_seeds_of_a_drawn_hill():
+    """All four above the threshold; of the rest, the third that is lowest: two zeros, and the three that tie at .1."""
+    foreground, background = many(HILL, count=4, low=1 / 3)
+    assert foreground.tolist() == [[[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]]
+    assert (background > 0).tolist() == (HILL <= 0.1).tolist()
+    assert background[HILL <= 0.1].tolist() == pytest.approx([0.8] * 5, abs=0.08)
+    foreground, background = many(HILL, count=4, top=0.25, low=0.1)
+    assert background[HILL == 0].tolist() == [1, 1], "two are lowest, so there are two of each kind"
+    assert foreground[HILL >= 0.8].tolist() == pytest.approx(
+        [2 / 3] * 3, abs=0.08
+    ) and foreground.sum() == pytest.approx(2)
+
+
+def test_as_many_of_each_kind_and_never_more_than_asked():
+    maps = torch.rand(20, 7, 7, generator=torch.Generator().manual_seed(0))
+    for count in (1, 3, 8):
+        seeds = otsu_seeds(maps, count, low=0.2).flatten(1)
+        assert (seeds == 1).sum(1).tolist() == (seeds == 0).sum(1).tolist() == [count] * 20
+    few = otsu_seeds(maps, 40, top=0.1, low=0.2).flatten(1)
+    assert (few == 1).sum(1).tolist() == (few == 0).sum(1).tolist() == [5] * 20
+    assert few.dtype == torch.int64 and otsu_seeds(maps).shape == maps.shape
+
+
+def slow_candidates(score_map, top, low):
+    """Foreground and background places by sorting, for maps without ties."""
+    scaled = (score_map - score_map.min()) / (score_map.max() - score_map.min())
+    shown, order = slow_otsu(scaled).ravel(), scaled.ravel().argsort()
+    high, deep = round(top * scaled.size), round(low * scaled.size)
+    return {i for i in order[-high:] if shown[i]}, {i for i in order[:deep] if not shown[i]}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), top=st.sampled_from([0.1, 0.3, 1.0]), low=st.sampled_from([0.1, 0.5, 1.0]))
+def test_seeds_are_the_candidates_of_a_slow_reference(seed, top, low):
+    score_map = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)).double()
+    expected = slow_candidates(score_map.numpy(), top, low)
+    n = min(map(len, expected))
+    for found, candidates in zip(many(score_map[None], 60, count=30, top=top, low=low), expected, strict=True):
+        drawn = set(found.flatten().nonzero().flatten().tolist())
+        assert drawn <= candidates and found.sum().item() == pytest.approx(n)
+        assert drawn == candidates or n < len(candidates)
+
+
+def test_where_half_a_map_is_0_no_corner_is_preferred():
+    cam = torch.zeros(1, 10, 10)
+    cam[0, 4:6, 4:6] = 1.0
+    foreground, background = many(cam, draws=2000, count=4)
+    assert foreground.sum() == foreground[0, 4:6, 4:6].sum() == 4
+    assert background[cam == 0].numpy() == pytest.approx(4 / 96, abs=0.02)
+
+
+def test_the_same_generator_draws_the_same_seeds():
+    maps = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(1))
+    first, again, other = (otsu_seeds(maps, 5, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    generator = torch.Generator().manual_seed(0)
+    otsu_seeds(maps, 5, generator=generator)
+    used = generator.get_state()
+    generator.manual_seed(0)
+    otsu_seeds(torch.zeros(3, 7, 7), 1, generator=generator)
+    assert torch.equal(generator.get_state(), used), "as many numbers, whatever the maps"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        globally = otsu_seeds(maps, 5)
+    assert torch.equal(globally, otsu_seeds(maps, 5, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_picture_does_not_see_the_others():
+    maps = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(1))
+    both = maps.clone()
+    both[1] = torch.nan
+    a, b = (otsu_seeds(m, 5, generator=torch.Generator().manual_seed(0)) for m in (maps, both))
+    assert torch.equal(a[[0, 2]], b[[0, 2]]) and (b[1] == -1).all()
+
+
+def test_scale_and_offset_of_a_map_change_no_seed():
+    maps = torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(1)).double()
+    drawn_from = [otsu_seeds(m, 5, generator=torch.Generator().manual_seed(0)) for m in (maps, 4 * maps, maps - 2)]
+    assert torch.equal(drawn_from[0], drawn_from[1]) and torch.equal(drawn_from[0], drawn_from[2])
+    half = maps.half()
+    assert torch.equal(*(otsu_seeds(m, 5, generator=torch.Generator().manual_seed(0)) for m in (half, half.double())))
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.3, float("nan"), float("inf")])
+def test_a_map_that_says_nothing_has_no_seeds(value):
+    assert (otsu_seeds(torch.full((2, 5, 5), value), 3) == -1).all()
+    spoiled = torch.rand(1, 5, 5)
+    spoiled[0, 2, 2] = torch.nan
+    assert (otsu_seeds(spoiled, 3) == -1).all() and (otsu_seeds(torch.rand(1, 1, 1), 1) == -1).all()
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"top": 0.0}, {"top": 1.1}, {"low": 0.0}, {"low": 2.0}])
+def test_impossible_seeds_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"seeds need count >= 1 and shares in \(0,1\]"):
+        otsu_seeds(torch.rand(1, 5, 5), **wrong)
 
 
 # --- boxes made wrong on purpose

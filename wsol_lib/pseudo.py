@@ -1,4 +1,4 @@
-"""What turns a map into supervision: deep descriptor transforming (DDT), boxes from maps, boxes made wrong on purpose.
+"""What turns a map into supervision: deep descriptor transforming (DDT), boxes and seeds from maps, boxes made wrong.
 
 DDT (Wei et al., 2017; PSOL, Zhang et al., 2020, takes its boxes to learn from) looks for what the pictures of one class
 have in common. A descriptor is the vector x of C channels at one place of a feature map. With their mean m and their
@@ -146,6 +146,54 @@ def _shown(score_map: Tensor, threshold: Threshold) -> Tensor:
         cut, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
         return torch.from_numpy(levels > cut)
     return scores > threshold
+
+
+def _drawn(candidates: Tensor, count: Tensor, noise: Tensor) -> Tensor:
+    """Of each row of candidates Bool[B,P] the `count` Int[B] with the most noise Float[B,P] in [0,1): Bool[B,P]."""
+    ranks = noise.masked_fill(~candidates, -1).argsort(1, descending=True).argsort(1)  # [B,P]
+    return ranks < count[:, None]
+
+
+def otsu_seeds(
+    cam: Tensor, count: int = 1, *, top: float = 1.0, low: float = 0.1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Places of a map that stand for foreground and background: the pseudo labels of TeD-Loc, to be drawn at each step.
+
+    Otsu's threshold splits the min-max normalised map, in 8 bits. A foreground place lies above it and among the
+    highest `top` of all places. A background place does not lie above it and is among the lowest `low`. A place that
+    ties with the last of these is among them too, so where a ReLU made half a map 0 no corner is preferred. From both
+    kinds the same number of places is drawn, uniformly and without repetition.
+
+    That much is the paper's (Murtaza et al., 2025, appendix A); its numbers are not known. The defaults are the
+    published runs of its authors' earlier code, which also grows each seed to 3x3 pixels of a map as large as the
+    picture. Here a place is one of a coarse grid, and is left as it is.
+
+    Args:
+        cam: Float[B,h,w] of each picture's label, any range.
+        count: how many places of each kind; fewer where one kind has fewer candidates.
+        top, low: shares of the h x w places, in (0,1]; at least one place.
+        generator: on the CPU. One number is drawn a place, whatever the map. None: torch's global one.
+
+    Returns:
+        Int[B,h,w]: 1 foreground, 0 background, -1 neither; a map that is constant or not finite is -1 everywhere.
+
+    Raises:
+        ValueError: count is below 1, or a share is outside (0,1].
+    """
+    if count < 1 or not (0 < top <= 1 and 0 < low <= 1):
+        raise ValueError(f"seeds need count >= 1 and shares in (0,1], not count = {count}, top = {top}, low = {low}")
+    maps = normalize(cam.detach().cpu().double())
+    shown = torch.stack([_shown(score_map, "otsu") for score_map in maps]).flatten(1)  # [B,P]
+    scores = maps.flatten(1)  # [B,P]
+    high, deep = (max(1, round(share * scores.shape[1])) for share in (top, low))
+    foreground = shown & (scores >= scores.topk(high).values[:, -1:])
+    background = ~shown & (scores <= scores.kthvalue(deep, keepdim=True).values)
+    each = torch.minimum(foreground.sum(1), background.sum(1)).clamp(max=count)  # [B]
+    noise = torch.rand(scores.shape, generator=generator, dtype=scores.dtype)
+    seeds = torch.full(scores.shape, -1)
+    seeds[_drawn(foreground, each, noise)] = 1
+    seeds[_drawn(background, each, noise)] = 0
+    return seeds.view(cam.shape).to(cam.device)
 
 
 def disturb(box: Tensor, image_size: tuple[int, int], noise: float, generator: np.random.Generator) -> Tensor:
