@@ -1,0 +1,97 @@
+"""Mini-CLIP: a model of pictures and words, small enough to be trained on scenes and their captions on a CPU.
+
+CLIP (Radford et al., ICML 2021) learns from pairs of a picture and a sentence. One tower turns the picture into a
+vector, the other the sentence, both of unit length, and the vectors of a pair are to be nearer than those of any other
+pair of the batch. The towers here are open_clip's own classes at a small size, so whatever is built on a real CLIP of
+open_clip fits: `encode_image`, `encode_text`, `logit_scale`, and the blocks of `visual`.
+
+Captions of scenes repeat. Two pictures with the same sentence are no contrast, so a sentence shares its weight among
+all pictures it is true of, as a caption of this batch:
+
+    L = (CE(scale * V T^T, P) + CE(scale * T V^T, P)) / 2,   P_ij = [caption_i = caption_j] / how often caption_i stands
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsol_lib.types import RecipeError, nearest
+
+CONTEXT = 20  # words of a sentence, its two ends included
+WORDS = (
+    "a", "at", "backed", "beetle", "beetles", "belted", "billed", "blue", "cheeked", "collared", "crawling",
+    "crested", "deer", "desert", "drifting", "dusk", "finned", "fish", "forest", "four", "gliding", "gold",
+    "grazing", "heron", "herons", "horned", "in", "marsh", "meadow", "nosed", "ocean", "of", "picture", "plumed",
+    "red", "resting", "saddled", "snouted", "snow", "spotted", "standing", "striped", "swimming", "tailed", "the",
+    "three", "two", "violet", "wading", "waiting", "walking", "white", "winged", "with",
+)  # fmt: skip
+
+
+class WordTokenizer:
+    """Sentences to numbers, one a word, between a start and an end; 0 fills up.
+
+    As in CLIP the end has the highest number, because the text tower looks for it so. Hyphens and commas part words.
+    """
+
+    def __init__(self, words: Sequence[str] = WORDS, context: int = CONTEXT) -> None:
+        self.numbers = {word: n for n, word in enumerate(words, 1)}
+        self.start, self.end = len(words) + 1, len(words) + 2
+        self.context = context
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self.end + 1
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Int[B,context].
+
+        Raises:
+            RecipeError: a word is not known, or a sentence is too long.
+        """
+        return torch.tensor([self._row(text) for text in ([texts] if isinstance(texts, str) else texts)])
+
+    def _row(self, text: str) -> list[int]:
+        words = re.findall(r"[a-z]+", text.lower())
+        strange = [word for word in words if word not in self.numbers]
+        if strange:
+            raise RecipeError(f"mini-CLIP has not learned the word {strange[0]!r}{nearest(strange[0], self.numbers)}")
+        if len(words) + 2 > self.context:
+            raise RecipeError(f"mini-CLIP reads at most {self.context - 2} words, not the {len(words)} of {text!r}")
+        row = [self.start, *(self.numbers[word] for word in words), self.end]
+        return row + [0] * (self.context - len(row))
+
+
+def mini_clip(tokenizer: WordTokenizer, side: int = 64, patch: int = 8) -> Any:
+    """An untrained open_clip.CLIP: six blocks of width 128 for pictures, three for sentences, vectors of 128 numbers.
+
+    Args:
+        tokenizer: says how many words there are, and how long a sentence may be.
+        side: of the pictures, in pixels.
+        patch: side of a patch.
+    """
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=patch, image_size=side)
+    text = CLIPTextCfg(context_length=tokenizer.context, vocab_size=tokenizer.size, width=128, heads=4, layers=3)
+    return CLIP(128, vision, text)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """L of the module's docstring, a scalar.
+
+    Args:
+        images: V, Float[B,d], rows of length one.
+        texts: T, Float[B,d], likewise; row i belongs to picture i.
+        scale: what cosines are multiplied by.
+        same: Bool[B,B], whether two captions are one sentence.
+    """
+    logits = scale * images @ texts.T  # [B,B]
+    targets = same.to(logits) / same.sum(1, keepdim=True)  # [B,B]
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
