@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import Squares
 
-from wsol_lib import data
-from wsol_lib.mini_clip import CONTEXT, WORDS, WordTokenizer, contrastive_loss, mini_clip
+from wsol_lib import data, engine
+from wsol_lib.mini_clip import CONTEXT, WORDS, MiniCLIP, WordTokenizer, contrastive_loss, mini_clip
 from wsol_lib.types import RecipeError
 
 TOKENIZER = WordTokenizer()
@@ -79,3 +80,29 @@ def test_the_loss_pair_by_pair(seed):
             logs = (3.0 * first[i] @ second.T).log_softmax(0)
             expected -= sum(logs[j].item() for j in range(5) if same[i, j]) / int(same[i].sum()) / 10
     assert contrastive_loss(v, t, torch.tensor(3.0), same).item() == pytest.approx(expected, rel=1e-5)
+
+
+SMALL = ["data.options.n=96", "evaluate.options.n=24", "stages.0.epochs=1", "stages.0.batch_size=32"]
+
+
+def test_it_learns_through_the_engine_and_then_names_and_points(tmp_path):
+    run = engine.run(engine.load_recipe("pretrain/scenes-clip", SMALL), tmp_path, progress=False)
+    assert len(run.localizer.classes) == 200 and run.results["scores"]["top1_cls"] >= 0
+    images = torch.rand(2, 3, 64, 64)
+    found = run.localizer.localize(images, torch.tensor([3, 199]))
+    assert found.logits.shape == (2, 200) and found.maps.shape == (2, 8, 8)
+
+
+def test_pointing_leaves_the_training_alone():
+    model = MiniCLIP(["a red-finned fish", "a deer"], kind="clip-es").train()
+    found = model.localize(torch.rand(2, 3, 64, 64))
+    assert found.maps.shape == (2, 8, 8) and model.model.training
+    batch = {"image": torch.rand(2, 3, 64, 64), "caption": ["a deer in the snow", "a fish"]}
+    (loss,) = model.losses(batch).values()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.model.parameters())
+
+
+def test_pictures_without_captions_are_refused():
+    with pytest.raises(RecipeError, match="caption"):
+        engine.fit(MiniCLIP(["a deer"]), Squares(8), engine.load_recipe("pretrain/scenes-clip", SMALL), progress=False)

@@ -13,6 +13,7 @@ all pictures it is true of, as a caption of this batch:
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsol_lib.types import RecipeError, nearest
+from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.methods.clip_maps import MEAN, STD, ClipMaps, Kind
+from wsol_lib.types import Batch, Localization, Localizer, RecipeError, nearest
 
 CONTEXT = 20  # words of a sentence, its two ends included
 WORDS = (
@@ -95,3 +98,47 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor)
     logits = scale * images @ texts.T  # [B,B]
     targets = same.to(logits) / same.sum(1, keepdim=True)  # [B,B]
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+class MiniCLIP(Localizer):
+    """Mini-CLIP in training: it learns from captions, and then names and points without having been shown a class.
+
+    Args:
+        classes: names of the classes, in words that its captions have.
+        kind: which of the maps of `ClipMaps` it draws; CLIP-ES has the other classes for rivals.
+        template: a caption with a place for the name.
+
+    Raises:
+        RecipeError: a name has an unknown word, or there is no such kind.
+    """
+
+    needs = ("caption",)
+
+    def __init__(self, classes: Sequence[str], kind: Kind = "vanilla", template: str = "a picture of a {}") -> None:
+        super().__init__()
+        self.classes, self.kind = list(classes), kind
+        self.tokenizer = WordTokenizer()
+        self.prompts = self.tokenizer([template.format(name) for name in classes])  # [K,context]
+        self.model = mini_clip(self.tokenizer)
+
+    @classmethod
+    def from_data(cls, data: WsolDataset, **arguments: Any) -> MiniCLIP:
+        """With the class names of a data set."""
+        return cls(data.classes, **arguments)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`contrastive`: the loss of pictures against captions; with several processes over this one's pairs."""
+        images = batch["image"]
+        mean, std = (images.new_tensor(colour).view(3, 1, 1) for colour in (MEAN, STD))
+        words = self.tokenizer(batch["caption"]).to(images.device)  # [B,context]
+        v = self.model.encode_image((images - mean) / std, normalize=True)  # [B,d]
+        t = self.model.encode_text(words, normalize=True)  # [B,d]
+        same = (words[:, None] == words).all(2)  # [B,B]
+        return {"contrastive": contrastive_loss(v, t, self.model.logit_scale.exp(), same)}
+
+    @torch.no_grad()
+    def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
+        """Zero-shot logits, and the map of each label or of the predicted class; the model stays as it is."""
+        model = copy.deepcopy(self.model).eval()
+        texts = model.encode_text(self.prompts.to(images.device))  # [K,d]
+        return ClipMaps(model, texts, kind=self.kind, rivals="all").localize(images, labels)

@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "class-token": "wsol_lib.methods.ts_cam:ClassToken",
     "ts-cam": "wsol_lib.methods.ts_cam:TSCAM",
     "sat": "wsol_lib.methods.sat:SAT",
+    "mini-clip": "wsol_lib.mini_clip:MiniCLIP",
 }
 
 
