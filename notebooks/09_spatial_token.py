@@ -135,8 +135,8 @@ for title, scores in masters.items():
     print(row if scores is whole else f"{row}    {grid.told(whole['gt_known'][:n] - scores['gt_known'])}")
 print(f"{'best centred box':33} {'':15}{blank:5.1f}")
 assert all(scores["top1_cls"].mean() > 90 for scores in masters.values())
-bent, left, wider = (masters[title]["gt_known"] for title in list(masters)[2:5])
-print("what the losses give the attention, at .1 and .2:", grid.told(bent - wider), grid.told(left - wider))
+tenth, fifth, without = (masters[title]["gt_known"] for title in list(masters)[2:5])
+print("what the losses give the attention, at .1 and .2:", grid.told(tenth - without), grid.told(fifth - without))
 
 # %% [markdown]
 # - **With the same losses the token's map is better** than the attention of the same three blocks, at every seed; so far the direction is the paper's.

@@ -103,6 +103,13 @@ def test_pointing_leaves_the_training_alone():
     assert all(parameter.grad is not None for parameter in model.model.parameters())
 
 
+def test_unknown_kinds_and_words_are_refused():
+    with pytest.raises(RecipeError, match="MiniCLIP has no kind 'cam'"):
+        MiniCLIP(["a deer"], kind="cam")
+    with pytest.raises(RecipeError, match="not learned the word 'zebra'"):
+        MiniCLIP(["zebra"])
+
+
 def test_pictures_without_captions_are_refused():
     with pytest.raises(RecipeError, match="caption"):
         engine.fit(MiniCLIP(["a deer"]), Squares(8), engine.load_recipe("pretrain/scenes-clip", SMALL), progress=False)

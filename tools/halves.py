@@ -41,14 +41,11 @@ class OneHalf(Localizer):
 
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
         """The logits of the whole, and the half's map of each label."""
-        whole = self.model.localize(images, labels)
+        if self.part == "coupled":
+            return self.model.localize(images, labels)
         attention, semantics = self.model.look(images)
-        shown = {
-            "attention": attention,
-            "semantics": semantics[torch.arange(len(images)), labels],
-            "coupled": whole.maps,
-        }
-        return Localization(whole.logits, shown[self.part])
+        half = attention if self.part == "attention" else semantics[torch.arange(len(images)), labels]
+        return Localization(semantics.mean((2, 3)), half)
 
 
 def halves(recipe: Recipe, out: Path) -> dict[str, Any]:

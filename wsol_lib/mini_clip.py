@@ -16,15 +16,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from wsol_lib.data.dataset import WsolDataset
-from wsol_lib.methods.clip_maps import MEAN, STD, ClipMaps, Kind
-from wsol_lib.types import Batch, Localization, Localizer, RecipeError, nearest
+from wsol_lib.methods.clip_maps import ClipMaps, Kind
+from wsol_lib.types import Batch, Localization, Localizer, RecipeError, check_choice, nearest
 
 CONTEXT = 20  # words of a sentence, its two ends included
 WORDS = (
@@ -71,17 +72,15 @@ class WordTokenizer:
         return row + [0] * (self.context - len(row))
 
 
-def mini_clip(tokenizer: WordTokenizer, side: int = 64, patch: int = 8) -> Any:
+def mini_clip(tokenizer: WordTokenizer) -> Any:
     """An untrained open_clip.CLIP: six blocks of width 128 for pictures, three for sentences, vectors of 128 numbers.
 
-    Args:
-        tokenizer: says how many words there are, and how long a sentence may be.
-        side: of the pictures, in pixels.
-        patch: side of a patch.
+    Pictures are 64 pixels wide and high, patches 8. The tokenizer says how many words there are, and how long a
+    sentence may be.
     """
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=patch, image_size=side)
+    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=64)
     text = CLIPTextCfg(context_length=tokenizer.context, vocab_size=tokenizer.size, width=128, heads=4, layers=3)
     return CLIP(128, vision, text)
 
@@ -116,6 +115,7 @@ class MiniCLIP(Localizer):
 
     def __init__(self, classes: Sequence[str], kind: Kind = "vanilla", template: str = "a picture of a {}") -> None:
         super().__init__()
+        check_choice("MiniCLIP", "kind", kind, get_args(Kind))
         self.classes, self.kind = list(classes), kind
         self.tokenizer = WordTokenizer()
         self.prompts = self.tokenizer([template.format(name) for name in classes])  # [K,context]
@@ -129,7 +129,7 @@ class MiniCLIP(Localizer):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`contrastive`: the loss of pictures against captions; with several processes over this one's pairs."""
         images = batch["image"]
-        mean, std = (images.new_tensor(colour).view(3, 1, 1) for colour in (MEAN, STD))
+        mean, std = (images.new_tensor(colour).view(3, 1, 1) for colour in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         words = self.tokenizer(batch["caption"]).to(images.device)  # [B,context]
         v = self.model.encode_image((images - mean) / std, normalize=True)  # [B,d]
         t = self.model.encode_text(words, normalize=True)  # [B,d]

@@ -43,6 +43,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -52,7 +53,6 @@ from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError, 
 
 Kind = Literal["vanilla", "sclip", "naclip", "clip-es"]
 Rivals = Literal["background", "all"]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's CLIP
 REFINING_BLOCKS = 8
 BOX_THRESHOLD = 0.4
 ROUNDS = 3
@@ -358,7 +358,7 @@ class ClipMaps(Localizer):
         self.kind, self.rivals, self.gaussian_std, self.classes = kind, rivals, gaussian_std, len(texts)
         self._check()
         self.model = Frozen(model)
-        for name, usual in {"mean": MEAN, "std": STD}.items():
+        for name, usual in {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}.items():
             colours = torch.tensor(getattr(visual, f"image_{name}", usual), device=visual.proj.device)
             self.register_buffer(name, colours.view(3, 1, 1), persistent=False)
 
