@@ -55,6 +55,18 @@ class TestBytes:
             assert not np.array_equal(other.images, plain.images[:20])
         assert scenes.make(20, 3, world=1).classes != plain.classes
 
+    def test_many_worlds_take_turns_with_the_same_species_on_the_same_ground(self):
+        one, three = scenes.make(6, 3, world=2), scenes.make(6, 3, world=2, worlds=3)
+        assert three.classes == one.classes and three.captions == one.captions
+        turns = [np.array_equal(a, b) for a, b in zip(one.images, three.images, strict=True)]
+        assert turns == [True, False, False, True, False, False]
+        nothing = ~(one.masks | three.masks)
+        assert nothing.mean() > 0.5 and np.abs(one.images[nothing] - three.images[nothing].astype(int)).mean() < 2
+        assert len({world.builds(number) for number in (2, 3, 4)}) == 3
+        assert digest(three.subset([4])) == digest(scenes.make(6, 3, world=2, worlds=3).subset([4]))
+        with pytest.raises(ValueError, match="worlds must be between 1 and 100, not 0"):
+            scenes.make(1, 0, worlds=0)
+
     def test_drawing_one_by_one_equals_drawing_all(self, plain):
         lazy = scenes.make(5, 3)
         assert np.array_equal(np.asarray(lazy.picture(4)), plain.images[4])

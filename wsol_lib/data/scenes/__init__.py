@@ -8,7 +8,7 @@ localization, each on its own knob.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -131,10 +131,14 @@ def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
-def _sprites(species: tuple[Species, ...], world: int, part_size: float) -> tuple[NDArray, NDArray]:
-    """All props, then POSES of every species: their shapes in one table, and where each sprite starts in it."""
-    builds = earth.builds(world)
-    animals = [earth.animal(one, builds[one.family], pose, part_size) for one in species for pose in range(earth.POSES)]
+def _sprites(species: tuple[Species, ...], worlds: Iterable[int], part_size: float) -> tuple[NDArray, NDArray]:
+    """All props, then for every world POSES of every species: their shapes in one table, where each sprite starts."""
+    animals = [
+        earth.animal(one, builds[one.family], pose, part_size)
+        for builds in map(earth.builds, worlds)
+        for one in species
+        for pose in range(earth.POSES)
+    ]
     sprites = [np.array(prop) for prop in PROPS.values()] + animals
     return np.concatenate(sprites), np.cumsum([0] + [len(sprite) for sprite in sprites])
 
@@ -154,6 +158,7 @@ def make(
     habitats: Habitats = "own",
     families: int = 4,
     world: int = 0,
+    worlds: int = 1,
     split: str = "test",
     supervision: Supervision = "image",
     view: View | None = None,
@@ -176,6 +181,8 @@ def make(
             one wrong species. Train with "own" and test with the others to see who leans on the landscape.
         families: 1 to 4. With 4, the body already says much of the class; with 1, only the telling part does.
         world: 0, or a number for a world of other colours, proportions and names, for pretraining.
+        worlds: 1 to 100: the species of `world` have in turn, picture by picture, the colours and proportions of that
+            world and of those after it, so that a body is no longer known by its colour.
         split: "train" hides boxes and masks.
         supervision: "oracle" shows them in training all the same.
         view: decides the frame of pictures and boxes, as in `load`.
@@ -184,11 +191,11 @@ def make(
         ValueError: a knob is out of its range.
     """
     knobs = Knobs(
-        classes, families, context_bias, habitats, part_size, instances, occlusion, reflection, clutter, world
+        classes, families, context_bias, habitats, part_size, instances, occlusion, reflection, clutter, world, worlds
     )
     if n < 0 or seed < 0 or not 16 <= size <= 1024:
         raise ValueError(f"n and seed must not be negative and size must be 16 to 1024, not {n}, {seed} and {size}")
     species = earth.all_species(world, families)[:classes]
-    scenes = Scenes(plan(n, seed, knobs, species), species, _sprites(species, world, part_size), size)
+    scenes = Scenes(plan(n, seed, knobs, species), species, _sprites(species, range(world, world + worlds), part_size), size)
     scenes.split, scenes.supervision, scenes.view = split, supervision, view
     return scenes

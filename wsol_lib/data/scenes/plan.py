@@ -20,6 +20,7 @@ from wsol_lib.data.scenes.world import HABITATS, POSES, Species
 Ints = NDArray[np.int64]
 Habitats = Literal["own", "shuffled", "swapped"]
 MAX_INSTANCES = 4
+MAX_WORLDS = 100
 _STREAMS = ("label", "habitat", "backdrop", "pose", "tall", "low", "clutter", "occlusion", "reflection", "caption")
 # Half width and half height of a family's body, in body lengths.
 _HALF = np.array([(0.46, 0.49), (0.43, 0.47), (0.45, 0.26), (0.44, 0.28)])
@@ -44,6 +45,7 @@ class Knobs:
     reflection: float
     clutter: float
     world: int
+    worlds: int
 
     def __post_init__(self) -> None:
         ranges = {
@@ -56,11 +58,12 @@ class Knobs:
             "reflection": (0, 1),
             "clutter": (0, 1),
             "world": (0, 2**31),
+            "worlds": (1, MAX_WORLDS),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be between {low} and {high}, not {getattr(self, name)!r}")
-        for name in ("classes", "families", "instances", "world"):
+        for name in ("classes", "families", "instances", "world", "worlds"):
             if int(getattr(self, name)) != getattr(self, name):
                 raise ValueError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         if self.habitats not in ("own", "shuffled", "swapped"):
@@ -175,10 +178,10 @@ def _rows(
     return places
 
 
-def _animals(objects: _Objects, label: Ints, first: int, light: Floats) -> Floats:
+def _animals(objects: _Objects, animal: Ints, first: int, light: Floats) -> Floats:
     tint = light[:, None, :] * objects.light[..., None]
     places = _rows(
-        first + POSES * label[:, None] + objects.pose, objects.x, objects.y, objects.scale, objects.scale, tint
+        first + POSES * animal[:, None] + objects.pose, objects.x, objects.y, objects.scale, objects.scale, tint
     )
     radians = np.deg2rad(objects.turn)
     cos, sin = np.cos(radians) * objects.scale, np.sin(radians) * objects.scale
@@ -282,7 +285,7 @@ def _captions(
 
 
 def plan(n: int, seed: int, knobs: Knobs, species: tuple[Species, ...]) -> Plan:
-    """What pictures 0 to n-1 of a seed show. Animals' sprites follow the props, POSES for every class."""
+    """What pictures 0 to n-1 of a seed show. Animals' sprites follow the props, world by world, POSES for every class."""
     label = labels(n, seed, knobs.classes)
     habitat = habitats(label, seed, knobs, species)
     u = uniforms(seed, "backdrop", n, 5)
@@ -292,7 +295,8 @@ def plan(n: int, seed: int, knobs: Knobs, species: tuple[Species, ...]) -> Plan:
     skies = np.stack([horizon, u[:, 1], (0.06 + 0.8 * u[:, 2]) * ground, np.floor(u[:, 3] * 1e6)], axis=1)
     light = earth.LIGHTS[habitat, mood]
     objects = _objects(np.array([s.family for s in species])[label], ground, seed, knobs.instances)
-    animals = _animals(objects, label, len(PROP_NUMBER), light)
+    animal = label + knobs.classes * (np.arange(n) % knobs.worlds)
+    animals = _animals(objects, animal, len(PROP_NUMBER), light)
     palette = earth.PALETTES[habitat, mood]
     water = (0.5 * (palette[:, SKY_TOP] + palette[:, SKY_LOW]) / 255.0)[:, None, :]
     shadows = _rows(
