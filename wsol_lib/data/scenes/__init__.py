@@ -196,6 +196,7 @@ def make(
     if n < 0 or seed < 0 or not 16 <= size <= 1024:
         raise ValueError(f"n and seed must not be negative and size must be 16 to 1024, not {n}, {seed} and {size}")
     species = earth.all_species(world, families)[:classes]
-    scenes = Scenes(plan(n, seed, knobs, species), species, _sprites(species, range(world, world + worlds), part_size), size)
+    sprites = _sprites(species, range(world, world + worlds), part_size)
+    scenes = Scenes(plan(n, seed, knobs, species), species, sprites, size)
     scenes.split, scenes.supervision, scenes.view = split, supervision, view
     return scenes

@@ -285,7 +285,7 @@ def _captions(
 
 
 def plan(n: int, seed: int, knobs: Knobs, species: tuple[Species, ...]) -> Plan:
-    """What pictures 0 to n-1 of a seed show. Animals' sprites follow the props, world by world, POSES for every class."""
+    """What pictures 0 to n-1 of a seed show. After the props come animals, of every world and class POSES."""
     label = labels(n, seed, knobs.classes)
     habitat = habitats(label, seed, knobs, species)
     u = uniforms(seed, "backdrop", n, 5)
