@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from toys import Squares
 
 from wsol_lib import data, engine
+from wsol_lib.methods.clip_maps import ClipMaps, encode, patch_features
 from wsol_lib.mini_clip import CONTEXT, WORDS, MiniCLIP, WordTokenizer, contrastive_loss, mini_clip
 from wsol_lib.types import RecipeError
 
@@ -106,8 +107,19 @@ def test_pointing_leaves_the_training_alone():
 def test_unknown_kinds_and_words_are_refused():
     with pytest.raises(RecipeError, match="MiniCLIP has no kind 'cam'"):
         MiniCLIP(["a deer"], kind="cam")
+    with pytest.raises(RecipeError, match="MiniCLIP has no pool 'max'"):
+        MiniCLIP(["a deer"], pool="max")
     with pytest.raises(RecipeError, match="not learned the word 'zebra'"):
         MiniCLIP(["zebra"])
+
+
+def test_the_mean_of_patches_embeds_a_picture_where_it_is_asked_to():
+    images = torch.rand(2, 3, 64, 64)
+    for pool, mean in (("tok", False), ("avg", True)):
+        ours = ClipMaps(mini_clip(TOKENIZER, pool), torch.randn(3, 128))
+        seen = encode(ours.visual, images)
+        patches = patch_features(ours.visual, seen.after, seen.grid).mean((2, 3))
+        assert torch.allclose(patches, seen.image, atol=1e-5) == mean
 
 
 def test_pictures_without_captions_are_refused():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.methods.clip_maps import ClipMaps, Kind
 from wsol_lib.types import Batch, Localization, Localizer, RecipeError, check_choice, nearest
 
+Pool = Literal["tok", "avg"]
 CONTEXT = 20  # words of a sentence, its two ends included
 WORDS = (
     "a", "at", "backed", "beetle", "beetles", "belted", "billed", "blue", "cheeked", "collared", "crawling",
@@ -72,15 +73,18 @@ class WordTokenizer:
         return row + [0] * (self.context - len(row))
 
 
-def mini_clip(tokenizer: WordTokenizer) -> Any:
+def mini_clip(tokenizer: WordTokenizer, pool: Pool = "tok") -> Any:
     """An untrained open_clip.CLIP: six blocks of width 128 for pictures, three for sentences, vectors of 128 numbers.
 
-    Pictures are 64 pixels wide and high, patches 8. The tokenizer says how many words there are, and how long a
-    sentence may be.
+    Pictures are 64 pixels wide and high, patches 8.
+
+    Args:
+        tokenizer: says how many words there are, and how long a sentence may be.
+        pool: what embeds a picture: the class token ("tok", as in CLIP) or the mean of the patches ("avg").
     """
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=64)
+    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=64, pool_type=pool)
     text = CLIPTextCfg(context_length=tokenizer.context, vocab_size=tokenizer.size, width=128, heads=4, layers=3)
     return CLIP(128, vision, text)
 
@@ -106,20 +110,24 @@ class MiniCLIP(Localizer):
         classes: names of the classes, in words that its captions have.
         kind: which of the maps of `ClipMaps` it draws; CLIP-ES has the other classes for rivals.
         template: a caption with a place for the name.
+        pool: of `mini_clip`.
 
     Raises:
-        RecipeError: a name has an unknown word, or there is no such kind.
+        RecipeError: a name has an unknown word, or there is no such kind or pool.
     """
 
     needs = ("caption",)
 
-    def __init__(self, classes: Sequence[str], kind: Kind = "vanilla", template: str = "a picture of a {}") -> None:
+    def __init__(
+        self, classes: Sequence[str], kind: Kind = "vanilla", template: str = "a picture of a {}", pool: Pool = "tok"
+    ) -> None:
         super().__init__()
         check_choice("MiniCLIP", "kind", kind, get_args(Kind))
+        check_choice("MiniCLIP", "pool", pool, get_args(Pool))
         self.classes, self.kind = list(classes), kind
         self.tokenizer = WordTokenizer()
         self.prompts = self.tokenizer([template.format(name) for name in classes])  # [K,context]
-        self.model = mini_clip(self.tokenizer)
+        self.model = mini_clip(self.tokenizer, pool)
 
     @classmethod
     def from_data(cls, data: WsolDataset, **arguments: Any) -> MiniCLIP:
