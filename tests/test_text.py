@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsol_lib.text import orthogonal_anchors
-from wsol_lib.types import RecipeError
+from wsol_lib import backbones, data
+from wsol_lib.text import class_anchors, class_embeddings, embed_classes, imagenet_embeddings, orthogonal_anchors
+from wsol_lib.types import DataMissing, RecipeError
 
 METHODS = ("qr", "lowdin", "frame")
 
@@ -286,3 +287,65 @@ def test_classes_of_one_name(imagenet):
         torch.testing.assert_close(anchors[first], anchors[second], atol=1e-5, rtol=0)
     with pytest.raises(RecipeError, match="500 classes have 499 independent directions, and that of class 474 adds"):
         orthogonal_anchors(imagenet[:500], "qr")
+
+
+# --- names to embeddings to anchors
+
+
+def letters(sentences):
+    """How often a, b and c stand in each sentence."""
+    return torch.tensor([[text.count(letter) for letter in "abc"] for text in sentences]).float()
+
+
+def test_names_in_a_template_by_hand():
+    found = class_embeddings(["b", "bb", "c"], letters, "a {}")
+    half, fifth = 0.5**0.5, 0.2**0.5
+    expected = torch.tensor([[half, half, 0], [fifth, 2 * fifth, 0], [half, 0, half]])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_template_without_a_place_and_a_name_without_a_direction_are_refused():
+    with pytest.raises(RecipeError, match="no place for the name"):
+        class_embeddings(["b"], letters, "a bird")
+    with pytest.raises(RecipeError, match="class 1 has no direction"):
+        class_embeddings(["b", "x"], letters, "{}")
+
+
+def test_the_kinds_of_anchors():
+    texts = random(4, 6)
+    torch.testing.assert_close(class_anchors(texts, "text"), F.normalize(texts, dim=1))
+    for kind in METHODS:
+        assert torch.equal(class_anchors(texts, kind), orthogonal_anchors(texts, kind))
+    torch.manual_seed(0)
+    one, two = class_anchors(texts, "random"), class_anchors(100 * texts, "random")
+    for anchors in (one, two):
+        torch.testing.assert_close(anchors @ anchors.T, torch.eye(4), atol=1e-6, rtol=0)
+    assert not torch.allclose(one, two)
+    assert class_anchors(random(9, 6), "random").shape == (9, 6)
+    with pytest.raises(RecipeError, match="no kind 'gram'"):
+        class_anchors(texts, "gram")
+
+
+def test_only_classes_of_imagenet_have_its_texts():
+    with pytest.raises(RecipeError, match="none of ImageNet"):
+        embed_classes(data.load("scenes", "train", n=1), "imagenet-clip", "")
+    with pytest.raises(RecipeError, match="mean 'ViT-B-16'"):
+        embed_classes(data.load("scenes", "train", n=1), "ViT-B-61", "a {}")
+
+
+def test_texts_that_are_not_there(tmp_path):
+    with pytest.raises(DataMissing, match="clip-text"):
+        imagenet_embeddings(["n02123045"], tmp_path)
+
+
+@pytest.mark.needs("clip-text", "tiny-imagenet")
+def test_the_texts_of_tiny_imagenet_are_those_of_its_own_classes(imagenet):
+    tiny = data.load("tiny-imagenet", "val")
+    found = embed_classes(tiny, "imagenet-clip", "")
+    rows = [list(backbones.ImageNetInfo().label_names()).index(wnid) for wnid in tiny.wnids]
+    torch.testing.assert_close(found, F.normalize(imagenet[rows], dim=1))
+    names = {name: k for k, name in enumerate(tiny.classes)}
+    animals = found[[names["Egyptian cat"], names["tabby"], names["volleyball"]]]
+    assert animals[0] @ animals[1] > animals[0] @ animals[2] + 0.1
+    independent = class_anchors(found, "auto")
+    torch.testing.assert_close(independent @ independent.T, torch.eye(len(found)), atol=1e-5, rtol=0)

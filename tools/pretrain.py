@@ -18,8 +18,9 @@ from wsol_lib import tune_process
 
 tune_process()
 
-from wsol_lib import backbones, engine  # noqa: E402
+from wsol_lib import backbones, engine, mini_clip  # noqa: E402
 from wsol_lib.cli import Out, Set  # noqa: E402
+from wsol_lib.mini_clip import MiniCLIP  # noqa: E402
 
 
 def main(
@@ -31,9 +32,13 @@ def main(
     """Train the network of a recipe, and store its weights and how they came about."""
     run = engine.run(engine.load_recipe(f"pretrain/{name}", overrides or ()), out)
     to.mkdir(parents=True, exist_ok=True)
-    backbones.save(to / f"{name}.safetensors", run.localizer.get_submodule("backbone"))  # type: ignore[arg-type]
+    file = to / f"{name}.safetensors"
+    if isinstance(run.localizer, MiniCLIP):
+        mini_clip.save(file, run.localizer.model)
+    else:
+        backbones.save(file, run.localizer.get_submodule("backbone"))  # type: ignore[arg-type]
     (to / f"{name}.json").write_text(json.dumps(run.results, indent=1) + "\n")
-    typer.echo(f"weights: {to / name}.safetensors")
+    typer.echo(f"weights: {file}")
 
 
 if __name__ == "__main__":

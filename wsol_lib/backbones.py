@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -342,8 +342,12 @@ def save(path: str | Path, backbone: Backbone, head: tuple[Tensor, Tensor] | Non
         classifier = _classifier_name(backbone.name)
         state |= {f"{classifier}.weight": head[0], f"{classifier}.bias": head[1]}
     about = {key: json.dumps(getattr(backbone, key).flatten().tolist()) for key in ("mean", "std")}
-    packed = {key: (t.half() if t.ndim > 1 else t).detach().cpu().contiguous() for key, t in state.items()}
-    save_file(packed, path, metadata={"network": backbone.name, **about})
+    save_file(pack(state), path, metadata={"network": backbone.name, **about})
+
+
+def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as they are kept in files: matrices and kernels in half precision, vectors in full."""
+    return {key: (t.half() if t.ndim > 1 else t).detach().cpu().contiguous() for key, t in state.items()}
 
 
 def to_grid(out: Tensor, network: Any, size: tuple[int, int], stage: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -16,16 +16,29 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
+from wsol_lib.backbones import OWN_WEIGHTS, pack
 from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.methods.clip_maps import ClipMaps, Kind
-from wsol_lib.types import Batch, Localization, Localizer, RecipeError, check_choice, nearest
+from wsol_lib.types import (
+    Batch,
+    CheckpointError,
+    DataMissing,
+    Localization,
+    Localizer,
+    RecipeError,
+    check_choice,
+    nearest,
+)
 
 Pool = Literal["tok", "avg"]
 CONTEXT = 20  # words of a sentence, its two ends included
@@ -87,6 +100,28 @@ def mini_clip(tokenizer: WordTokenizer, pool: Pool = "tok") -> Any:
     vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=64, pool_type=pool)
     text = CLIPTextCfg(context_length=tokenizer.context, vocab_size=tokenizer.size, width=128, heads=4, layers=3)
     return CLIP(128, vision, text)
+
+
+def save(path: Path, model: Any) -> None:
+    """Write both towers as `pretrained` reads them: safetensors, matrices in half precision."""
+    save_file(pack(model.state_dict()), path)
+
+
+def pretrained(path: Path = OWN_WEIGHTS / "scenes-clip.safetensors", pool: Pool = "tok") -> Any:
+    """Mini-CLIP with weights that `save` wrote, in eval mode; by default those of the recipe `pretrain/scenes-clip`.
+
+    Raises:
+        CheckpointError: the file is damaged or of another model.
+        DataMissing: there is no such file.
+    """
+    if not path.is_file():
+        raise DataMissing(f"there are no weights {path}: run `python -m tools.pretrain {path.stem}`")
+    model = mini_clip(WordTokenizer(), pool)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds no mini-CLIP: {str(error).splitlines()[0]}") from error
+    return model.eval()
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:

@@ -20,14 +20,24 @@ rotation, farther from the text: for the names of ImageNet the mean cosine of an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wsol_lib.types import RecipeError, check_choice
+from wsol_lib.backbones import imagenet_indices
+from wsol_lib.clip import TextEncoder, text_encoder
+from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.data.source import data_root
+from wsol_lib.types import DataMissing, RecipeError, check_choice
 
 Orthogonalization = Literal["qr", "lowdin", "frame", "auto"]
+Anchors = Literal["qr", "lowdin", "frame", "auto", "text", "random"]
+IMAGENET = "imagenet-clip"  # a source of texts: CLIP's features of the names of ImageNet, from a file
+IMAGENET_FILE = "clip-text/imagenet1k_vitb32_text_features.npy"
 RESOLUTION = 1e-6  # singular values below this part of the largest are rounding of single precision
 
 
@@ -98,3 +108,86 @@ def orthogonal_anchors(embeddings: Tensor, method: Orthogonalization = "auto") -
         )
     _check_independent(rows)
     return (_polar(rows) if method == "lowdin" else _gram_schmidt(rows)).to(embeddings)
+
+
+def class_embeddings(names: Sequence[str], encoder: TextEncoder, template: str = "a photo of a {}") -> Tensor:
+    """What an encoder says of each class: one sentence a name.
+
+    Args:
+        names: of K classes.
+        encoder: sentences to Float[n,d]; see `clip.text_encoder`.
+        template: a sentence with a place for the name.
+
+    Returns:
+        Float[K,d], rows of length 1, on the CPU.
+
+    Raises:
+        RecipeError: the template has no place for a name, or an embedding has no direction.
+    """
+    if "{}" not in template:
+        raise RecipeError(f"the template {template!r} has no place for the name of a class: write {{}} there")
+    with torch.no_grad():
+        return _unit(encoder([template.format(name) for name in names]).detach().cpu().float())
+
+
+def imagenet_embeddings(wnids: Sequence[str], root: str | Path | None = None) -> Tensor:
+    """CLIP's (ViT-B/32) embeddings of the names of ImageNet classes, read from the folder of the data.
+
+    Args:
+        wnids: K WordNet ids such as "n02123045".
+        root: as for `data.load`.
+
+    Returns:
+        Float[K,512], rows of length 1. Classes whose first names are equal have equal rows: 134 and 517 (crane), 264
+        and 474 (cardigan), 638 and 639 (maillot).
+
+    Raises:
+        DataMissing: the file is not there.
+        ValueError: an id is none of ImageNet's.
+    """
+    path = data_root(root) / IMAGENET_FILE
+    if not path.is_file():
+        raise DataMissing(f"there are no text features {path}: put the folder clip-text there, or set WSOL_DATA")
+    features = np.load(path, allow_pickle=False).astype(np.float32)
+    return _unit(torch.from_numpy(features)[imagenet_indices(wnids)])
+
+
+def embed_classes(data: WsolDataset, text: str, template: str) -> Tensor:
+    """Embeddings Float[K,d] of the class names of a data set.
+
+    Args:
+        text: a name that `clip.text_encoder` knows; or "imagenet-clip" (`imagenet_embeddings`, without a template).
+
+    Raises:
+        RecipeError: no such source; or "imagenet-clip" for classes that are none of ImageNet.
+    """
+    if text != IMAGENET:
+        return class_embeddings(data.classes, text_encoder(text), template)
+    wnids = getattr(data, "wnids", ())
+    if not wnids:
+        raise RecipeError(f"the classes of {data.name} are none of ImageNet: {IMAGENET!r} has no text for them")
+    return imagenet_embeddings(wnids)
+
+
+def class_anchors(embeddings: Tensor, kind: Anchors = "auto") -> Tensor:
+    """The anchors of TeD-Loc and its controls.
+
+    Args:
+        embeddings: Float[K,d].
+        kind: a method of `orthogonal_anchors`; "text": the embeddings themselves; "random": nothing of the text but
+            its shape, orthonormal rows of random directions (a frame where K > d), drawn from torch's generator.
+
+    Returns:
+        Float[K,d], unit rows.
+
+    Raises:
+        RecipeError: no such kind, and as for `orthogonal_anchors`.
+    """
+    check_choice("class_anchors", "kind", kind, get_args(Anchors))
+    if kind == "text":
+        return _unit(embeddings.detach())
+    return (
+        orthogonal_anchors(torch.randn(embeddings.shape), "auto")
+        if kind == "random"
+        else orthogonal_anchors(embeddings, kind)
+    )

@@ -23,6 +23,8 @@ METHODS: dict[str, str] = {
     "class-token": "wsol_lib.methods.ts_cam:ClassToken",
     "ts-cam": "wsol_lib.methods.ts_cam:TSCAM",
     "sat": "wsol_lib.methods.sat:SAT",
+    "clip-maps": "wsol_lib.methods.clip_maps:ClipMaps",
+    "ted-loc": "wsol_lib.methods.ted_loc:TeDLoc",
     "mini-clip": "wsol_lib.mini_clip:MiniCLIP",
 }
 

@@ -6,7 +6,7 @@ in training; its patches never are. The last block of the vision transformer tak
     a = ln_1(x)     q, k, v = heads of W a     x' = x + W_o attention(q, k) v     out = x' + mlp(ln_2(x'))
 
 and a patch p is embedded as the class token is, z_p = proj(ln_post(out_p)). With t_k the unit embedding of the text
-of class k there are four maps, none of which needs training:
+of class k there are four maps, none of which needs training (and a fifth that asks no text):
 
 * vanilla: M_k(p) = cos(z_p, t_k), the model as it is.
 * SCLIP (Wang et al., ECCV 2024) changes the last attention alone, so that tokens take from those like themselves:
@@ -16,6 +16,7 @@ of class k there are four maps, none of which needs training:
   This is the "reduced" block: out = W_o attention v, no residual, no MLP. A layer scale, where a model has one, stays.
 * CLIP-ES (Lin et al., CVPR 2023) asks what raises the score of the class against texts of backgrounds, by Grad-CAM at
   a = ln_1(x) of the last block, and spreads the answer along the model's own attention (`refine`).
+* attention: where the class token looks, mean of heads and sum over all blocks, as in TS-CAM (`ts_cam.roll_up`).
 
 What the papers' facts leave open for CLIP-ES, and what is done here:
 
@@ -35,7 +36,7 @@ what open_clip does with weights (CLIP-ES's code: bilinear).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
@@ -49,9 +50,13 @@ from torch.func import functional_call
 
 from wsol_lib import maps
 from wsol_lib.boxes import box_at
+from wsol_lib.clip import create
+from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.methods.ts_cam import roll_up
+from wsol_lib.text import class_embeddings
 from wsol_lib.types import Batch, Frozen, Localization, Localizer, RecipeError, check_choice
 
-Kind = Literal["vanilla", "sclip", "naclip", "clip-es"]
+Kind = Literal["vanilla", "sclip", "naclip", "clip-es", "attention"]
 Rivals = Literal["background", "all"]
 REFINING_BLOCKS = 8
 BOX_THRESHOLD = 0.4
@@ -235,7 +240,7 @@ def attribute(block: Any, x: Tensor, score: Callable[[Tensor], Tensor], grid: tu
 
 @contextmanager
 def attention_maps(blocks: Iterable[Any]) -> Iterator[list[Tensor]]:
-    """While this is open, each block that runs appends its attention between patches, Float[B,N,N], mean of the heads.
+    """While this is open, each block that runs appends its attention, Float[B,1+N,1+N], mean of the heads.
 
     Args:
         blocks: of `image_tower`.
@@ -248,7 +253,7 @@ def attention_maps(blocks: Iterable[Any]) -> Iterator[list[Tensor]]:
     with ExitStack() as stack:
         for attention in [block.attn for block in blocks]:
             stack.enter_context(attention.register_forward_pre_hook(ask, with_kwargs=True))
-            stack.enter_context(attention.register_forward_hook(lambda _, __, out: found.append(out[1][:, 1:, 1:])))
+            stack.enter_context(attention.register_forward_hook(lambda _, __, out: found.append(out[1])))
         yield found
 
 
@@ -322,7 +327,7 @@ class ClipMaps(Localizer):
         model: an open_clip model with a vision transformer, or one with the same interface. It is put in eval mode,
             and its parameters take no more gradients.
         texts: embeddings of the class names, Float[K,d], of any length.
-        kind: which of the four maps.
+        kind: which of the maps.
         background: embeddings of background texts, Float[M,d]; CLIP-ES alone looks at them.
         rivals: of `log_odds`, for CLIP-ES.
         gaussian_std: of NACLIP's `neighbourhood`, in patches.
@@ -356,6 +361,7 @@ class ClipMaps(Localizer):
             "background", unit_texts(visual, "background", texts[:0] if background is None else background)
         )
         self.kind, self.rivals, self.gaussian_std, self.classes = kind, rivals, gaussian_std, len(texts)
+        self.uses_labels = kind != "attention"
         self._check()
         self.model = Frozen(model)
         for name, usual in {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}.items():
@@ -374,6 +380,29 @@ class ClipMaps(Localizer):
             raise RecipeError(
                 "CLIP-ES scores a class against other texts: give background texts, or several classes and rivals='all'"
             )
+
+    @classmethod
+    def from_data(
+        cls,
+        data: WsolDataset,
+        *,
+        clip: str = "mini",
+        template: str = "a picture of a {}",
+        background: Sequence[str] = (),
+        **options: Any,
+    ) -> ClipMaps:
+        """Maps of the classes of a data set, by a model that `wsol_lib.clip` knows.
+
+        Args:
+            clip: its name, such as "mini" or "ViT-B-16/openai".
+            template: a sentence with a place for the name of a class.
+            background: whole sentences.
+            **options: as for the constructor.
+        """
+        model = create(clip)
+        texts = class_embeddings(data.classes, model.encode_text, template)
+        behind = model.encode_text(background) if background else None
+        return cls(model.model, texts, background=behind, **options)
 
     @property
     def visual(self) -> Any:
@@ -401,10 +430,13 @@ class ClipMaps(Localizer):
         """The `text_maps` of all classes, Float[B,K,h,w], of pictures Float[B,3,H,W] in [0,1].
 
         Raises:
-            RecipeError: the kind is CLIP-ES, which draws one class at a time; the patches do not fill the pictures.
+            RecipeError: the kind is CLIP-ES, which draws one class at a time, or attention, which knows none; the
+                patches do not fill the pictures.
         """
         if self.kind == "clip-es":
             raise RecipeError("CLIP-ES draws the map of one class at a time: call localize with its label")
+        if self.kind == "attention":
+            raise RecipeError("attention draws one map a picture, whatever the class: call localize")
         return text_maps(self._features(encode(self.visual, self.normalize(images))), self.texts)
 
     def localize(self, images: Tensor, labels: Tensor | None = None) -> Localization:
@@ -417,15 +449,22 @@ class ClipMaps(Localizer):
             RecipeError: a label is no class, or the patches do not fill the pictures.
         """
         with torch.inference_mode(False), torch.no_grad():
-            refining = self.visual.transformer.resblocks[-REFINING_BLOCKS:] if self.kind == "clip-es" else ()
-            with attention_maps(refining) as attention:
+            with attention_maps(self._watched()) as attention:
                 seen = encode(self.visual, self.normalize(images))
             logits = self.similarities(seen.image, self.texts)  # [B,K]
             chosen = logits.argmax(1) if labels is None else self._classes(labels)  # [B]
             if self.kind == "clip-es":
                 return Localization(logits, self._clip_es(seen, attention, chosen))
+            if self.kind == "attention":
+                looked = roll_up([whole[:, :1] for whole in attention])[:, 1:]  # [B,N]
+                return Localization(logits, looked.unflatten(1, seen.grid).to(self.texts))
             features = F.normalize(self._features(seen), dim=1)  # [B,d,h,w]
             return Localization(logits, maps.cam(features, self.texts, chosen))
+
+    def _watched(self) -> Sequence[Any]:
+        """The blocks whose attention is needed."""
+        blocks = self.visual.transformer.resblocks
+        return {"clip-es": blocks[-REFINING_BLOCKS:], "attention": blocks}.get(self.kind, ())
 
     def _classes(self, labels: Tensor) -> Tensor:
         if ((labels < 0) | (labels >= self.classes)).any():
@@ -450,4 +489,5 @@ class ClipMaps(Localizer):
             return log_odds(logits, background, labels, self.rivals)
 
         cam = attribute(self.visual.transformer.resblocks[-1], seen.before, score, seen.grid).to(self.texts)
-        return refine(cam, (reduce(add, attention) / len(attention)).to(self.texts))
+        between = (reduce(add, attention) / len(attention))[:, 1:, 1:]  # [B,N,N], of patches
+        return refine(cam, between.to(self.texts))
