@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import subprocess
@@ -522,3 +523,51 @@ def test_backgrounds_of_ilsvrc_name_none_of_its_classes():
             sentences = load_recipe(name).stages[0].args["background"]
             nouns = {sentence.removesuffix(".").split()[-1] for sentence in sentences}
             assert nouns.isdisjoint({*things, "lake"}) and len(nouns) == len(sentences) == 16
+
+
+def turned(ours, rotation):
+    """The same model in another rotation of the space of texts."""
+    other = copy.deepcopy(ours)
+    last = other.decoder[-1]
+    with torch.no_grad():
+        other.anchors = ours.anchors @ rotation
+        last.weight.copy_(torch.einsum("dcij,de->ecij", last.weight, rotation))
+        last.bias.copy_(last.bias @ rotation)
+        other.g.weight.copy_(torch.einsum("odij,de->oeij", other.g.weight, rotation))
+    return other
+
+
+def test_only_the_cosines_between_anchors_matter():
+    """A rotation of all anchors is undone by the last, linear layer, and SGD keeps it so: orthonormal anchors of names
+    and of nothing train the same network."""
+    ours = model(upscale=2)
+    names = ours.anchors
+    nothing = orthogonal_anchors(random_rows(CLASSES, WIDTH))
+    basis = [torch.cat([rows, rest(rows)]) for rows in (names, nothing)]  # [d,d] each, orthonormal
+    rotation = basis[0].T @ basis[1]  # [d,d]
+    torch.testing.assert_close(names @ rotation, nothing, atol=1e-5, rtol=0)
+    pair, given = [ours, turned(ours, rotation)], batch()
+    for step in range(3):
+        found = []
+        for one in pair:
+            torch.manual_seed(step)
+            one.zero_grad()
+            losses = one.losses(given)
+            sum(losses.values()).backward()
+            with torch.no_grad():
+                for parameter in one.parameters():
+                    parameter -= 0.1 * parameter.grad
+            found.append(torch.stack(list(losses.values())))
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    first, second = (one.eval().localize(given["image"]) for one in pair)
+    torch.testing.assert_close(first.maps, second.maps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(first.logits, second.logits, atol=1e-4, rtol=1e-4)
+
+
+def random_rows(rows, width):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(5))
+
+
+def rest(rows):
+    """An orthonormal basis of what is orthogonal to orthonormal rows Float[K,d]: Float[d-K,d]."""
+    return torch.linalg.svd(rows)[2][len(rows) :]
