@@ -242,7 +242,9 @@ for title, sentence in sentences.items():
 #
 # SCLIP and NACLIP change the last block; CLIP-ES takes a gradient at its entrance. The block takes tokens $x$, and
 #
-# $$a = \mathrm{ln}_1(x), \qquad q, k, v = W a, \qquad x' = x + W_o\, \mathrm{softmax}\Big(\frac{q k^\top}{\sqrt d}\Big) v, \qquad \text{out} = x' + \mathrm{mlp}(\mathrm{ln}_2(x'))$$
+# $$a = \mathrm{ln}_1(x), \qquad q, k, v = W a, \qquad x' = x + W_o\, \mathrm{softmax}\Big(\frac{q k^\top}{\sqrt d}\Big) v$$
+#
+# $$\text{out} = x' + \mathrm{mlp}(\mathrm{ln}_2(x'))$$
 #
 # with queries $q$, keys $k$ and values $v$ of width $d$ in every head. What comes out at a patch never reached the loss of the first mini-CLIP, which reads the class token alone. By hand, and equal to what open_clip computes:
 
