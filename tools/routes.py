@@ -1,6 +1,6 @@
 """One trained TeD-Loc, or a CLIP, read in several ways: by which map, and whose.
 
-    python -m tools.routes scenes/ted-loc scenes/clip-es --to results/distillation_routes.json --seeds 0,1,2,3,4
+    python -m tools.routes scenes/ted-loc scenes/clip-es --to results/routes.json --seeds 0,1,2,3,4
 
 `scores` are those of the run, and those of each other reading under its name, such as "anchors gt_known". Readings of
 TeD-Loc: its own, which is g; "anchors", the map of the true class; "named", the map of the class it predicts. Of a

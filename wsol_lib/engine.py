@@ -25,7 +25,7 @@ from torch import Tensor
 from wsol_lib import distributed, early_stopping
 from wsol_lib.checkpoint import restore, save, write_text
 from wsol_lib.data import load, views
-from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.data.dataset import WsolDataset, imagenet_wnids
 from wsol_lib.data.geometry import Frame
 from wsol_lib.inference import localize, localized
 from wsol_lib.metrics import PROTOCOLS, Evaluator, Protocol, trivial_floors
@@ -172,7 +172,12 @@ def build(stage: Stage, data: WsolDataset, earlier: Mapping[str, Localizer] | No
     if stage.head == "probe":
         return _call(kind.probed, f"{place}.args", data=data, **arguments)
     if stage.head == "pretrained":
-        return _call(kind.pretrained, f"{place}.args", indices=imagenet_indices(_wnids(data)), **arguments)
+        return _call(
+            kind.pretrained,
+            f"{place}.args",
+            indices=imagenet_indices(imagenet_wnids(data, "pretrained head")),
+            **arguments,
+        )
     if hasattr(kind, "from_data"):
         return _call(kind.from_data, f"{place}.args", data, **arguments)
     return _call(kind, f"{place}.args", classes=len(data.classes), **arguments)
@@ -247,13 +252,6 @@ def _call(function: Any, place: str, *values: Any, **arguments: Any) -> Any:
         hint = nearest(strays[0], signature.parameters) if strays else ""
         raise RecipeError(f"{place}: {error}{hint}") from None
     return function(*values, **arguments)
-
-
-def _wnids(data: WsolDataset) -> tuple[str, ...]:
-    wnids: tuple[str, ...] = getattr(data, "wnids", ())
-    if not wnids:
-        raise RecipeError(f"the classes of {data.name} are none of ImageNet, so there is no pretrained head for them")
-    return wnids
 
 
 def _code_of(stage: Stage, data: WsolDataset, localizer: type[Localizer]) -> str:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
-from wsol_lib.backbones import OWN_WEIGHTS, pack
+from wsol_lib.backbones import pack
 from wsol_lib.data.dataset import WsolDataset
 from wsol_lib.methods.clip_maps import ClipMaps, Kind
 from wsol_lib.types import (
@@ -107,8 +107,8 @@ def save(path: Path, model: Any) -> None:
     save_file(pack(model.state_dict()), path)
 
 
-def pretrained(path: Path = OWN_WEIGHTS / "scenes-clip.safetensors", pool: Pool = "tok") -> Any:
-    """Mini-CLIP with weights that `save` wrote, in eval mode; by default those of the recipe `pretrain/scenes-clip`.
+def pretrained(path: Path, pool: Pool = "tok") -> Any:
+    """Mini-CLIP with weights that `save` wrote, in eval mode; `wsol_lib.clip` knows those of the book by name.
 
     Raises:
         CheckpointError: the file is damaged or of another model.

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from wsol_lib.backbones import imagenet_indices
 from wsol_lib.clip import TextEncoder, text_encoder
-from wsol_lib.data.dataset import WsolDataset
+from wsol_lib.data.dataset import WsolDataset, imagenet_wnids
 from wsol_lib.data.source import data_root
 from wsol_lib.types import DataMissing, RecipeError, check_choice
 
 Orthogonalization = Literal["qr", "lowdin", "frame", "auto"]
-Anchors = Literal["qr", "lowdin", "frame", "auto", "text", "random"]
+Anchors = Literal[Orthogonalization, "text", "random"]
 IMAGENET = "imagenet-clip"  # a source of texts: CLIP's features of the names of ImageNet, from a file
 IMAGENET_FILE = "clip-text/imagenet1k_vitb32_text_features.npy"
 RESOLUTION = 1e-6  # singular values below this part of the largest are rounding of single precision
@@ -163,10 +163,7 @@ def embed_classes(data: WsolDataset, text: str, template: str) -> Tensor:
     """
     if text != IMAGENET:
         return class_embeddings(data.classes, text_encoder(text), template)
-    wnids = getattr(data, "wnids", ())
-    if not wnids:
-        raise RecipeError(f"the classes of {data.name} are none of ImageNet: {IMAGENET!r} has no text for them")
-    return imagenet_embeddings(wnids)
+    return imagenet_embeddings(imagenet_wnids(data, f"text {IMAGENET!r}"))
 
 
 def class_anchors(embeddings: Tensor, kind: Anchors = "auto") -> Tensor:
@@ -186,8 +183,6 @@ def class_anchors(embeddings: Tensor, kind: Anchors = "auto") -> Tensor:
     check_choice("class_anchors", "kind", kind, get_args(Anchors))
     if kind == "text":
         return _unit(embeddings.detach())
-    return (
-        orthogonal_anchors(torch.randn(embeddings.shape), "auto")
-        if kind == "random"
-        else orthogonal_anchors(embeddings, kind)
-    )
+    if kind == "random":
+        return orthogonal_anchors(torch.randn(embeddings.shape))
+    return orthogonal_anchors(embeddings, kind)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wsol_lib.data.geometry import Frame
-from wsol_lib.types import Batch, DataCorrupt, SupervisionError
+from wsol_lib.types import Batch, DataCorrupt, RecipeError, SupervisionError
 
 Supervision = Literal["image", "oracle"]
 
@@ -146,6 +146,21 @@ class Subset(WsolDataset):
 
     def _mask(self, i: int) -> Tensor | None:
         return self.parent._mask(self.indices[i])
+
+
+def imagenet_wnids(data: WsolDataset, what: str) -> tuple[str, ...]:
+    """WordNet ids of the classes of a data set whose classes are ImageNet's.
+
+    Args:
+        what: is wanted for them, for the error.
+
+    Raises:
+        RecipeError: the classes are none of ImageNet.
+    """
+    wnids: tuple[str, ...] = getattr(data, "wnids", ())
+    if not wnids:
+        raise RecipeError(f"the classes of {data.name} are none of ImageNet, so there is no {what} for them")
+    return wnids
 
 
 def by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
