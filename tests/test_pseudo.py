@@ -245,6 +245,21 @@ def test_seeds_of_a_drawn_hill():
     ) and foreground.sum() == pytest.approx(2)
 
 
+def test_a_threshold_of_one_s_own_takes_the_place_of_otsu_s():
+    """Above .75 lie .8, .9 and 1; without `low` to hold it back all else is background, .7 too."""
+    foreground, background = many(HILL, count=3, low=1.0, threshold=0.75)
+    assert foreground.tolist() == (HILL > 0.75).double().tolist()
+    assert (background > 0).tolist() == (HILL <= 0.75).tolist()
+    raised = 3 * HILL + 5
+    assert torch.equal(many(raised, count=3, low=1.0, threshold=0.75)[0], foreground), "of the range of the map"
+
+
+@pytest.mark.parametrize("wrong", [1.0, -0.1, "zero", float("nan"), None])
+def test_a_threshold_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="seeds need a threshold"):
+        otsu_seeds(torch.rand(1, 5, 5), threshold=wrong)
+
+
 def test_as_many_of_each_kind_and_never_more_than_asked():
     maps = torch.rand(20, 7, 7, generator=torch.Generator().manual_seed(0))
     for count in (1, 3, 8):

@@ -155,7 +155,13 @@ def _drawn(candidates: Tensor, count: Tensor, noise: Tensor) -> Tensor:
 
 
 def otsu_seeds(
-    cam: Tensor, count: int = 1, *, top: float = 1.0, low: float = 0.1, generator: torch.Generator | None = None
+    cam: Tensor,
+    count: int = 1,
+    *,
+    top: float = 1.0,
+    low: float = 0.1,
+    threshold: Literal["otsu"] | float = "otsu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Places of a map that stand for foreground and background: the pseudo labels of TeD-Loc, to be drawn at each step.
 
@@ -172,18 +178,21 @@ def otsu_seeds(
         cam: Float[B,h,w] of each picture's label, any range.
         count: how many places of each kind; fewer where one kind has fewer candidates.
         top, low: shares of the h x w places, in (0,1]; at least one place.
+        threshold: a number in [0,1) splits the min-max normalised map in place of Otsu's; not the paper's.
         generator: on the CPU. One number is drawn a place, whatever the map. None: torch's global one.
 
     Returns:
         Int[B,h,w]: 1 foreground, 0 background, -1 neither; a map that is constant or not finite is -1 everywhere.
 
     Raises:
-        ValueError: count is below 1, or a share is outside (0,1].
+        ValueError: count is below 1, or a share is outside (0,1], or no such threshold.
     """
     if count < 1 or not (0 < top <= 1 and 0 < low <= 1):
         raise ValueError(f"seeds need count >= 1 and shares in (0,1], not count = {count}, top = {top}, low = {low}")
+    if threshold != "otsu" and not (isinstance(threshold, int | float) and 0 <= threshold < 1):
+        raise ValueError(f'seeds need a threshold "otsu" or a number in [0,1), not {threshold!r}')
     maps = normalize(cam.detach().cpu().double())
-    shown = torch.stack([_shown(score_map, "otsu") for score_map in maps]).flatten(1)  # [B,P]
+    shown = torch.stack([_shown(score_map, threshold) for score_map in maps]).flatten(1)  # [B,P]
     scores = maps.flatten(1)  # [B,P]
     high, deep = (max(1, round(share * scores.shape[1])) for share in (top, low))
     foreground = shown & (scores >= scores.topk(high).values[:, -1:])

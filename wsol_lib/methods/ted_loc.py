@@ -22,7 +22,7 @@ the d of the texts. With L = 0 there is the last alone, and z is a linear functi
 No code could be read, so this is a reconstruction. Two more things are decided here. Eq. 1 is printed as a sum: a mean
 does not depend on how many seeds were drawn, and lambda1 takes up the factor. And z is used at the length it has. The
 paper has no temperature; with unit vectors, and no scale, the logits lie in [-1,1], and with orthonormal anchors the
-cross-entropy of K classes could not fall below ln(1 + (K-1)/e), which is 4.31 for 200.
+cross-entropy of K classes could not fall below ln(1 + (K-1) exp(-sqrt(K/(K-1)))), which is 4.30 for 200.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class TeDLoc(Localizer):
         upscale: how many times finer the grid of z is than that of the tokens, one of `UPSCALES`.
         width: channels inside the decoder.
         lambdas: lambda1 to lambda3, the prices of L_KD, P_CL and I_CL; what costs 0 is not computed.
-        seeds, top, low: of `pseudo.otsu_seeds`, of each picture and step.
+        seeds, top, low, threshold: of `pseudo.otsu_seeds`, of each picture and step.
         redraw: draw seeds anew in each step; False: of a picture always those that it had first.
         route: which of the two maps `localize` draws: "g", which knows no class, or "anchors".
 
@@ -159,6 +159,7 @@ class TeDLoc(Localizer):
         seeds: int = 8,
         top: float = 1.0,
         low: float = 0.3,
+        threshold: Literal["otsu"] | float = "otsu",
         redraw: bool = True,
         route: Route = "g",
     ) -> None:
@@ -166,8 +167,8 @@ class TeDLoc(Localizer):
         check_choice("TeDLoc", "route", route, get_args(Route))
         if len(lambdas) != 3:
             raise RecipeError(f"lambdas are three prices, of L_KD, P_CL and I_CL, not {list(lambdas)}")
-        self.lambdas, self.seeds, self.top, self.low, self.redraw = tuple(lambdas), seeds, top, low, redraw
-        self.route = route
+        self.lambdas, self.redraw, self.route = tuple(lambdas), redraw, route
+        self.sample = partial(otsu_seeds, count=seeds, top=top, low=low, threshold=threshold)
         self.register_buffer("anchors", anchors.detach().float())
         self.classes, embedding = anchors.shape
         self.decoder = decoder(list(backbone.channels.values())[-1], width, embedding, upscale)
@@ -213,11 +214,10 @@ class TeDLoc(Localizer):
     def draw(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """Seeds Int[B,S,S'] of a batch on a grid, from its `pseudo_maps`."""
         cam = F.adaptive_avg_pool2d(batch["pseudo_maps"][:, None].float(), grid)[:, 0]  # [B,S,S']
-        sample = partial(otsu_seeds, count=self.seeds, top=self.top, low=self.low)
         if self.redraw:
-            return sample(cam)
+            return self.sample(cam)
         generators = [torch.Generator().manual_seed(key(i, "seeds")) for i in batch["index"].tolist()]
-        return torch.cat([sample(one, generator=own) for one, own in zip(cam.split(1), generators, strict=True)])
+        return torch.cat([self.sample(one, generator=own) for one, own in zip(cam.split(1), generators, strict=True)])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`distillation`, `patches` and `pooled`: L_KD, P_CL and I_CL times their prices, as far as they have one."""
