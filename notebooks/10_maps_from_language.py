@@ -19,7 +19,7 @@
 #
 # Until now a label was a number. Class 3 was not a word, and nothing told the network that a *red-crested heron* and a *blue-crested heron* have something in common. CLIP (Radford et al. 2021; [references](../book/references.md)) learns from pictures and sentences instead. Afterwards it can be asked for anything that can be said: is there a deer in this picture? And since its picture tower is a transformer, whose tokens each belong to a place, one can ask each token: is the deer *here*?
 #
-# The answer is a disappointment, and the reason for it is worth a chapter. Four maps are built, none of which needs any training: the plain one, SCLIP, NACLIP and CLIP-ES. With the small model of this book none of them draws a better box than a blank one; we look for the reason, and meet a fifth map that does. TeD-Loc, which learns from such maps, comes after it.
+# The answer is a disappointment, and the reason for it is worth a chapter. Four maps are built, none of which needs any training: the plain one, SCLIP, NACLIP and CLIP-ES. With the small model of this book none of them draws a better box than a blank one; we look for the reason, and meet a fifth map that does. TeD-Loc, which learns from such maps, is [chapter 11](11_text_distillation.ipynb).
 #
 # ## Objectives
 #
