@@ -571,3 +571,19 @@ def random_rows(rows, width):
 def rest(rows):
     """An orthonormal basis of what is orthogonal to orthonormal rows Float[K,d]: Float[d-K,d]."""
     return torch.linalg.svd(rows)[2][len(rows) :]
+
+
+@pytest.mark.needs("clip-text", "tiny-imagenet")
+def test_clips_own_names_and_photographs(tmp_path):
+    """A dozen steps on Tiny-ImageNet: anchors are QR of CLIP's texts, and 200 logits and a map of g come out."""
+    few = ["data.options.per_class=1", "evaluate.options.per_class=1", "stages.ted-loc.epochs=1"]
+    alone = ["stages.teacher.workers=0", "stages.ted-loc.workers=0"]
+    result = engine.run(load_recipe("tiny-imagenet/ted-loc-lite0", [*few, *alone]), tmp_path, progress=False)
+    names = text.embed_classes(data.load("tiny-imagenet", "val"), "imagenet-clip", "")
+    torch.testing.assert_close(result.localizer.anchors, orthogonal_anchors(names, "qr"))
+    losses = result.histories["ted-loc"].losses()
+    assert len(losses) == 200 // 16 and all(map(math.isfinite, losses))
+    shown = data.load("tiny-imagenet", "val", size=224, per_class=1)
+    found = result.localizer.localize(torch.stack([shown[i]["image"] for i in range(4)]))
+    assert found.logits.shape == (4, 200) and found.maps.shape == (4, 28, 28)
+    assert 0 <= found.maps.min() < found.maps.max() <= 1
