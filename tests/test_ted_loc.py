@@ -365,6 +365,18 @@ def test_seeds_are_drawn_on_the_mean_of_the_teachers_map():
     assert (seeds == 1).nonzero().tolist() == [[0, 1, 2]] and (seeds == 0).sum() == 1
 
 
+def test_seeds_lie_above_a_threshold_of_one_s_own():
+    """Half the map is .6 of its range and one place 1: Otsu's takes all of these, .8 the one."""
+    given = batch(n=1)
+    given["pseudo_maps"] = torch.zeros(1, 32, 32)
+    given["pseudo_maps"][0, :16] = 0.6
+    given["pseudo_maps"][0, 8:16, 16:24] = 1  # row 1, column 2
+    for threshold, count in (("otsu", 8), (0.8, 1)):
+        seeds = model(seeds=8, low=1.0, threshold=threshold).draw(given, (GRID, GRID))
+        assert (seeds == 1).sum() == (seeds == 0).sum() == count
+        assert seeds[0, 1, 2] == 1
+
+
 def test_seeds_anew_or_once():
     ours, given = model(), batch()
     draws = [ours.draw(given, (GRID, GRID)) for _ in range(4)]

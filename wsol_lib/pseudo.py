@@ -122,7 +122,7 @@ def boxes_from_maps(maps: Tensor, image_sizes: Tensor, threshold: Threshold = "o
     Raises:
         ValueError: the threshold is none of these, or there are not as many sizes as maps.
     """
-    if threshold not in ("otsu", "zero") and not (isinstance(threshold, int | float) and 0 <= threshold < 1):
+    if threshold not in ("otsu", "zero") and not _is_level(threshold):
         raise ValueError(f'a threshold is "otsu", "zero" or a number in [0,1), not {threshold!r}')
     return [_box(*one, threshold) for one in zip(maps.detach().cpu(), torch.as_tensor(image_sizes), strict=True)]
 
@@ -134,6 +134,10 @@ def _box(score_map: Tensor, image_size: Tensor, threshold: Threshold) -> Tensor:
     box = box_at(_shown(large, threshold).double(), 0.0, "pixels")  # [1,4], zeros where nothing is shown
     scale = image_size.repeat(2) / SIDE  # [4]
     return (box * scale).float() if box.any() else torch.zeros(0, 4)
+
+
+def _is_level(threshold: object) -> bool:
+    return isinstance(threshold, int | float) and 0 <= threshold < 1
 
 
 def _shown(score_map: Tensor, threshold: Threshold) -> Tensor:
@@ -189,7 +193,7 @@ def otsu_seeds(
     """
     if count < 1 or not (0 < top <= 1 and 0 < low <= 1):
         raise ValueError(f"seeds need count >= 1 and shares in (0,1], not count = {count}, top = {top}, low = {low}")
-    if threshold != "otsu" and not (isinstance(threshold, int | float) and 0 <= threshold < 1):
+    if threshold != "otsu" and not _is_level(threshold):
         raise ValueError(f'seeds need a threshold "otsu" or a number in [0,1), not {threshold!r}')
     maps = normalize(cam.detach().cpu().double())
     shown = torch.stack([_shown(score_map, threshold) for score_map in maps]).flatten(1)  # [B,P]
